@@ -1,0 +1,114 @@
+"""The immutable, topologically ordered graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from verifier.graph.op import Constant, Input, Op, Shape
+
+
+@dataclass(frozen=True)
+class Node:
+    """One value of the network.
+
+    `shape` is the value's own shape; the engine's batch dimension is not part of it. `inputs` are positions in
+    `Graph.nodes`, all smaller than the node's own. `name` is unique; `source` names what the node was made from.
+    """
+
+    name: str
+    op: Op
+    inputs: tuple[int, ...]
+    shape: Shape
+    source: str = ""
+
+    @property
+    def numel(self) -> int:
+        return int(torch.Size(self.shape).numel())
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order, with the positions of inputs and outputs. Nothing about bounds is stored here."""
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @cached_property
+    def users(self) -> tuple[tuple[int, ...], ...]:
+        """For every node the positions of the nodes that consume it."""
+        users: list[list[int]] = [[] for _ in self.nodes]
+        for i, node in enumerate(self.nodes):
+            for j in node.inputs:
+                users[j].append(i)
+        return tuple(tuple(u) for u in users)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, int]:
+        return {node.name: i for i, node in enumerate(self.nodes)}
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The floating dtype of the constants (float64 for a graph that holds none)."""
+        for node in self.nodes:
+            for tensor in node.op.tensors():
+                if tensor.is_floating_point():
+                    return tensor.dtype
+        return torch.float64
+
+    @cached_property
+    def _ancestors(self) -> dict[int, frozenset[int]]:
+        return {}
+
+    def ancestors(self, target: int) -> frozenset[int]:
+        """Positions of all nodes that `target` depends on, itself included."""
+        known = self._ancestors.get(target)
+        if known is None:
+            seen = {target}
+            for i in range(target, -1, -1):
+                if i in seen:
+                    seen.update(self.nodes[i].inputs)
+            known = self._ancestors[target] = frozenset(seen)
+        return known
+
+    @cached_property
+    def variable(self) -> tuple[bool, ...]:
+        """Whether each node depends on an input; the others are constants."""
+        flags: list[bool] = []
+        for node in self.nodes:
+            flags.append(isinstance(node.op, Input) or any(flags[j] for j in node.inputs))
+        return tuple(flags)
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Graph:
+        """The same graph with its floating constants in another dtype or on another device."""
+        return replace(self, nodes=tuple(replace(n, op=n.op.to(dtype, device)) for n in self.nodes))
+
+    def evaluate(self, inputs: Sequence[Tensor], keep: Sequence[int] | None = None) -> list[Tensor]:
+        """Values of the nodes in `keep` (the outputs by default), each [B, *shape].
+
+        `inputs` holds one tensor [B, *shape] per graph input, in order.
+        """
+        wanted = tuple(self.outputs if keep is None else keep)
+        last_use = {j: i for i, node in enumerate(self.nodes) for j in node.inputs}
+        last_use.update(dict.fromkeys(wanted, len(self.nodes)))
+        values: dict[int, Tensor] = {}
+        feed = dict(zip(self.inputs, inputs, strict=True))
+        top = max(wanted, default=-1)
+        for i, node in enumerate(self.nodes[: top + 1]):
+            if i not in last_use:
+                continue
+            values[i] = feed[i] if i in feed else node.op.forward(*[values[j] for j in node.inputs])
+            for j in set(node.inputs):
+                if last_use[j] == i:
+                    del values[j]
+        return [values[i] for i in wanted]
+
+    def constant(self, position: int) -> Tensor | None:
+        """The tensor of a Constant node, or None."""
+        op = self.nodes[position].op
+        return op.value if isinstance(op, Constant) else None

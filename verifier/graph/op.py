@@ -1,0 +1,279 @@
+"""The operator protocol: everything an engine may know of an operator.
+
+An operator is a frozen dataclass (`eq=False`) that holds attributes and constant tensors. Three kinds carry all
+networks: `Affine`, `Univariate`, and other `Elementwise` operators of several arguments; composite operators
+are rewritten into these on import.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from verifier.graph.coefficients import Coefficients, Dense
+from verifier.graph.interval import Interval
+
+if TYPE_CHECKING:
+    from verifier.graph.builder import Builder, Value
+
+Shape = tuple[int, ...]
+
+
+class Op(ABC):
+    """An operator. Tensors it takes and returns have the engine's batch dimension in front: [B, *shape]."""
+
+    @abstractmethod
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """Shape of the result; raises ValueError with a full sentence where the shapes do not fit."""
+
+    @abstractmethod
+    def forward(self, *xs: Tensor) -> Tensor:
+        """The value, differentiable."""
+
+    @abstractmethod
+    def interval(self, *xs: Interval) -> Interval:
+        """A sound enclosure of the values, rounding included."""
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        """Append nodes for the vector-Jacobian products, one per input (None where the derivative is zero)."""
+        raise NotImplementedError(f"{type(self).__name__} has no vector-Jacobian rule.")
+
+    def tensors(self) -> Iterator[Tensor]:
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                yield value
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Self:
+        """The operator with its floating tensors cast and all its tensors moved."""
+        changes = {}
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                cast = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+                if cast is not value:
+                    changes[field.name] = cast
+        return dataclasses.replace(self, **changes) if changes else self  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Op):
+    """A free variable of the graph."""
+
+    shape: Shape
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return self.shape
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        raise ValueError("An Input has no value of its own; Graph.evaluate takes it from the caller.")
+
+    def interval(self, *xs: Interval) -> Interval:
+        raise ValueError("An Input has no interval of its own; it comes from the input set.")
+
+
+@dataclass(frozen=True, eq=False)
+class Constant(Op):
+    """A fixed tensor, or a module's live parameter. `value` has the node's shape, without the batch dimension."""
+
+    value: Tensor
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return tuple(self.value.shape)
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return self.value.unsqueeze(0)
+
+    def interval(self, *xs: Interval) -> Interval:
+        value = self.value.unsqueeze(0)
+        return Interval(value, value)
+
+
+class Affine(Op):
+    """y = L(x_1, ..., x_k) + c, jointly affine in all variable arguments."""
+
+    exact: bool = False
+    """True for operators that only move elements (or fill constants): no rounding happens."""
+
+    def fan_in(self, *shapes: Shape) -> int:
+        """How many products or terms are summed for one output element; it bounds the rounding error."""
+        return 1
+
+    def absolute(self, *xs: Tensor) -> Tensor:
+        """|L|(x_1, ..., x_k) for non-negative arguments. The default is for L without negative entries, c = 0."""
+        return self.forward(*xs)
+
+    def offset(self, *shapes: Shape) -> Tensor | None:
+        """The constant c, [*shape of the result], or None where it is zero."""
+        return None
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        """L_index^T applied to [B, R, *result shape], giving [B, R, *shapes[index]]; linear in `coefficients`.
+
+        The default differentiates `forward`; operators on the hot path write it by hand.
+        """
+        batch, rows = coefficients.shape[:2]
+        with torch.enable_grad():
+            xs = [coefficients.new_zeros(batch * rows, *s) for s in shapes]
+            xs[index].requires_grad_(True)
+            y = self.forward(*xs)
+            grad = torch.autograd.grad(
+                y, xs[index], coefficients.flatten(0, 1).expand_as(y), create_graph=coefficients.requires_grad
+            )[0]
+        return grad.unflatten(0, (batch, rows))
+
+    def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
+        """`transpose` for structured coefficients; operators override it for the kinds they keep structured."""
+        return Dense(self.transpose(coefficients.dense(), index, *shapes))
+
+    def interval(self, *xs: Interval) -> Interval:
+        if self.exact:
+            return Interval(self.forward(*[x.lower for x in xs]), self.forward(*[x.upper for x in xs]))
+        center = self.forward(*[x.center for x in xs])
+        radius = self.absolute(*[x.radius for x in xs])
+        error = rounding_unit(self, xs) * (self.absolute(*[x.magnitude for x in xs]) + center.abs())
+        return Interval(center - radius - error, center + radius + error).sanitise()
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        shapes = tuple(builder.shape(x) for x in inputs)
+        return [
+            builder.add(Transposed(self, i, shapes), cotangent) if builder.is_variable(x) else None
+            for i, x in enumerate(inputs)
+        ]
+
+
+def rounding_unit(op: Affine, xs: Sequence[Interval]) -> float:
+    """A bound on the relative rounding error of one affine step: n + 4 roundings of one unit each, doubled."""
+    eps = torch.finfo(xs[0].lower.dtype).eps
+    return (op.fan_in(*[tuple(x.lower.shape[1:]) for x in xs]) + 4) * eps
+
+
+@dataclass(frozen=True, eq=False)
+class Transposed(Affine):
+    """The linear map L_index^T of an affine operator, as an operator of its own (it appears in Jacobians)."""
+
+    of: Affine
+    index: int
+    shapes: tuple[Shape, ...]
+
+    def tensors(self) -> Iterator[Tensor]:
+        return self.of.tensors()
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Transposed:
+        return dataclasses.replace(self, of=self.of.to(dtype, device))
+
+    def fan_in(self, *shapes: Shape) -> int:
+        return int(torch.Size(self.of.output_shape(*self.shapes)).numel())
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return self.shapes[self.index]
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return self.of.transpose(xs[0].unsqueeze(1), self.index, *self.shapes).squeeze(1)
+
+    def absolute(self, *xs: Tensor) -> Tensor:
+        """Through the vector-Jacobian product of the operator's own |L|."""
+        with torch.enable_grad():
+            zeros = [xs[0].new_zeros(xs[0].shape[0], *s) for s in self.shapes]
+            zeros[self.index].requires_grad_(True)
+            y = self.of.absolute(*zeros)
+            return torch.autograd.grad(y, zeros[self.index], xs[0], create_graph=xs[0].requires_grad)[0]
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        batch, rows = coefficients.shape[:2]
+        zeros = [coefficients.new_zeros(1, *s) for s in self.shapes]
+        zeros[self.index] = coefficients.flatten(0, 1)
+        linear = self.of.forward(*zeros)
+        offset = self.of.offset(*self.shapes)
+        return (linear if offset is None else linear - offset).unflatten(0, (batch, rows))
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A free parameter of a relaxation: any value in [lower, upper] gives sound lines.
+
+    All three are tensors [B, *shape]; where lower equals upper there is nothing to optimise.
+    """
+
+    value: Tensor
+    lower: Tensor
+    upper: Tensor
+
+
+class Relaxation(NamedTuple):
+    """For all x in the box: sum_i lower_slopes[i] x_i + lower_intercept <= f(x) <= the same with upper.
+
+    Slopes and intercepts have the shape of the operator's result with a batch dimension; an intercept that is
+    zero everywhere may be None. The lines must hold up to `Elementwise.relaxation_error` units of rounding of
+    |slope||x| + |intercept|, which the engine adds; an operator with larger errors inflates its intercepts.
+    """
+
+    lower_slopes: tuple[Tensor, ...]
+    lower_intercept: Tensor | None
+    upper_slopes: tuple[Tensor, ...]
+    upper_intercept: Tensor | None
+
+
+class Elementwise(Op):
+    """f applied element by element to arguments of one shape (broadcasting is written out as Expand)."""
+
+    relaxation_error: int = 8
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if any(s != shapes[0] for s in shapes):
+            raise ValueError(f"{type(self).__name__} takes arguments of one shape, got {shapes}.")
+        return shapes[0]
+
+    @abstractmethod
+    def parameters(self, *xs: Interval) -> dict[str, Parameter]:
+        """The relaxation's free parameters at good starting values (may be empty)."""
+
+    @abstractmethod
+    def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
+        """Sound linear bounds on the box for any parameters in their ranges; differentiable in both."""
+
+    def refinable(self, index: int, *xs: Interval) -> Tensor:
+        """Boolean [B, *shape]: where a tighter interval of argument `index` can tighten the relaxation."""
+        return xs[index].upper > xs[index].lower
+
+    def branching_point(self, index: int, *xs: Interval) -> Tensor:
+        """Where to split argument `index`: [B, *shape], inside the interval wherever it has an inside."""
+        return xs[index].center
+
+
+class Univariate(Elementwise):
+    """f: R -> R elementwise, known through its support function.
+
+    From `support_max(m, l, u) = max over x in [l, u] of f(x) - m x` and its minimum follow the range (m = 0)
+    and a sound line for every slope.
+    """
+
+    @abstractmethod
+    def support_max(self, slope: Tensor, x: Interval) -> Tensor: ...
+
+    @abstractmethod
+    def support_min(self, slope: Tensor, x: Interval) -> Tensor: ...
+
+    @abstractmethod
+    def parameters(self, *xs: Interval) -> dict[str, Parameter]:
+        """`lower_slope` and `upper_slope`."""
+
+    def interval(self, *xs: Interval) -> Interval:
+        zero = torch.zeros_like(xs[0].lower)
+        return Interval(self.support_min(zero, xs[0]), self.support_max(zero, xs[0])).sanitise()
+
+    def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
+        lower, upper = parameters["lower_slope"], parameters["upper_slope"]
+        return Relaxation(
+            (lower,), self.support_min(lower, xs[0]), (upper,), self.support_max(upper, xs[0])
+        )

@@ -1,0 +1,113 @@
+"""Which ONNX and ATen names are understood, and by what.
+
+An operator file registers its converters with the decorators below; the front ends look them up. A converter
+appends nodes to a Builder and returns the resulting values. It raises `Unsupported` for a form it cannot treat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from verifier.graph.builder import Builder, Value
+
+
+class Unsupported(Exception):
+    """A form of an operator that is not treated; the text gives the reason. Front ends collect these."""
+
+
+@dataclass(frozen=True)
+class OnnxNode:
+    """One ONNX node as a converter sees it; omitted optional inputs are None."""
+
+    op_type: str
+    name: str
+    inputs: tuple[Value | None, ...]
+    attributes: Mapping[str, Any]
+    opset: int
+    outputs: int
+
+    def input(self, i: int) -> Value | None:
+        return self.inputs[i] if i < len(self.inputs) else None
+
+    def required(self, i: int) -> Value:
+        value = self.input(i)
+        if value is None:
+            raise Unsupported(f"input {i} is missing")
+        return value
+
+    def constant(self, builder: Builder, i: int, what: str = "") -> Tensor | None:
+        """The tensor of input i, None when omitted; refuses a variable."""
+        value = self.input(i)
+        if value is None:
+            return None
+        tensor = builder.tensor(value)
+        if tensor is None:
+            raise Unsupported(f"input {i}{f' ({what})' if what else ''} must be a constant, but depends on the network's input")
+        return tensor
+
+    def ints(self, builder: Builder, i: int, attribute: str) -> list[int] | None:
+        """A list of integers given as attribute in older opsets and as constant input i in newer ones."""
+        if attribute in self.attributes:
+            value = self.attributes[attribute]
+            return [int(v) for v in value] if isinstance(value, Sequence) else [int(value)]
+        tensor = self.constant(builder, i, attribute) if i >= 0 else None
+        return None if tensor is None else [int(v) for v in tensor.flatten().tolist()]
+
+
+OnnxConverter = Callable[[Builder, OnnxNode], "Value | Sequence[Value]"]
+AtenConverter = Callable[..., Any]
+
+
+@dataclass
+class _Registry:
+    onnx: dict[str, OnnxConverter] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    aten: dict[str, AtenConverter] = field(default_factory=dict)
+
+
+_registry = _Registry()
+
+
+def onnx_op(*names: str, note: str = "") -> Callable[[OnnxConverter], OnnxConverter]:
+    """Register a converter for ONNX operators; `note` says in the documentation what is not covered."""
+
+    def register(converter: OnnxConverter) -> OnnxConverter:
+        for name in names:
+            _registry.onnx[name] = converter
+            _registry.notes[name] = note
+        return converter
+
+    return register
+
+
+def aten_op(*names: str) -> Callable[[AtenConverter], AtenConverter]:
+    """Register a converter for ATen overloads such as "relu.default": called as f(builder, *args, **kwargs) with
+    Values in place of tensors."""
+
+    def register(converter: AtenConverter) -> AtenConverter:
+        for name in names:
+            _registry.aten[name] = converter
+        return converter
+
+    return register
+
+
+def onnx_converter(name: str) -> OnnxConverter | None:
+    return _registry.onnx.get(name)
+
+
+def aten_converter(name: str) -> AtenConverter | None:
+    return _registry.aten.get(name)
+
+
+def onnx_operators() -> dict[str, str]:
+    """Supported ONNX operators with their notes, sorted."""
+    return {name: _registry.notes[name] for name in sorted(_registry.onnx)}
+
+
+def aten_operators() -> list[str]:
+    return sorted(_registry.aten)

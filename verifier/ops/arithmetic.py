@@ -1,0 +1,188 @@
+"""Sums, and scaling or shifting by constants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Affine, Builder, Value
+from verifier.graph.coefficients import Coefficients
+from verifier.graph.op import Shape
+from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.ops.movement import broadcast
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Affine):
+    """x_1 + x_2, of one shape."""
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"Add takes two values of one shape, got {shapes[0]} and {shapes[1]}.")
+        return shapes[0]
+
+    def fan_in(self, *shapes: Shape) -> int:
+        return 2
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0] + xs[1]
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        return coefficients
+
+    def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
+        return coefficients
+
+
+@dataclass(frozen=True, eq=False)
+class ScaleShift(Affine):
+    """y = scale * x + shift elementwise; both tensors broadcast to x's shape (never x to theirs), or are None."""
+
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        for tensor in (self.scale, self.shift):
+            if tensor is not None and torch.broadcast_shapes(tensor.shape, shapes[0]) != torch.Size(shapes[0]):
+                raise ValueError(f"A constant of shape {tuple(tensor.shape)} does not broadcast to {shapes[0]}.")
+        return shapes[0]
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        y = xs[0] if self.scale is None else xs[0] * self.scale
+        return y if self.shift is None else y + self.shift
+
+    def absolute(self, *xs: Tensor) -> Tensor:
+        return xs[0] if self.scale is None else xs[0] * self.scale.abs()
+
+    def offset(self, *shapes: Shape) -> Tensor | None:
+        return None if self.shift is None else self.shift.expand(shapes[0])
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        return coefficients if self.scale is None else coefficients * self.scale
+
+    def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
+        if self.scale is None:
+            return coefficients
+        return coefficients.multiply(self.scale.expand(shapes[0]).unsqueeze(0))
+
+
+def scale_shift(
+    builder: Builder, x: Value, scale: Tensor | float | None = None, shift: Tensor | float | None = None
+) -> Value:
+    """scale * x + shift with numpy's broadcasting in both directions; scale and shift are constants."""
+    tensors = [torch.as_tensor(t, dtype=torch.float64) if isinstance(t, (int, float)) else t for t in (scale, shift)]
+    shape = torch.broadcast_shapes(builder.shape(x), *[t.shape for t in tensors if t is not None])
+    return builder.add(ScaleShift(*tensors), broadcast(builder, x, tuple(shape)))
+
+
+def add(builder: Builder, a: Value, b: Value) -> Value:
+    """a + b with numpy's broadcasting."""
+    if (constant := builder.tensor(b)) is not None:
+        return scale_shift(builder, a, shift=constant)
+    if (constant := builder.tensor(a)) is not None:
+        return scale_shift(builder, b, shift=constant)
+    shape = tuple(torch.broadcast_shapes(builder.shape(a), builder.shape(b)))
+    return builder.add(Add(), broadcast(builder, a, shape), broadcast(builder, b, shape))
+
+
+def negate(builder: Builder, x: Value) -> Value:
+    return scale_shift(builder, x, scale=-1.0)
+
+
+def subtract(builder: Builder, a: Value, b: Value) -> Value:
+    """a - b with numpy's broadcasting."""
+    if (constant := builder.tensor(b)) is not None:
+        return scale_shift(builder, a, shift=-constant)
+    if (constant := builder.tensor(a)) is not None:
+        return scale_shift(builder, b, scale=-1.0, shift=constant)
+    return add(builder, a, negate(builder, b))
+
+
+def multiply(builder: Builder, a: Value, b: Value) -> Value:
+    """a * b with numpy's broadcasting, one of them constant."""
+    if (constant := builder.tensor(b)) is not None:
+        return scale_shift(builder, a, scale=constant)
+    if (constant := builder.tensor(a)) is not None:
+        return scale_shift(builder, b, scale=constant)
+    raise Unsupported("a product of two values that both depend on the network's input")
+
+
+def divide(builder: Builder, a: Value, b: Value) -> Value:
+    """a / b with numpy's broadcasting, b constant and not zero."""
+    constant = builder.tensor(b)
+    if constant is None:
+        raise Unsupported("division by a value that depends on the network's input")
+    if bool((constant == 0).any()):
+        raise Unsupported("division by a constant that is zero")
+    return scale_shift(builder, a, scale=1.0 / constant)
+
+
+@onnx_op("Add")
+def _add(builder: Builder, node: OnnxNode) -> Value:
+    return add(builder, node.required(0), node.required(1))
+
+
+@onnx_op("Sum")
+def _sum(builder: Builder, node: OnnxNode) -> Value:
+    total = node.required(0)
+    for i in range(1, len(node.inputs)):
+        total = add(builder, total, node.required(i))
+    return total
+
+
+@onnx_op("Sub")
+def _sub(builder: Builder, node: OnnxNode) -> Value:
+    return subtract(builder, node.required(0), node.required(1))
+
+
+@onnx_op("Neg")
+def _neg(builder: Builder, node: OnnxNode) -> Value:
+    return negate(builder, node.required(0))
+
+
+@onnx_op("Mul", note="one factor constant")
+def _mul(builder: Builder, node: OnnxNode) -> Value:
+    return multiply(builder, node.required(0), node.required(1))
+
+
+@onnx_op("Div", note="constant divisor")
+def _div(builder: Builder, node: OnnxNode) -> Value:
+    return divide(builder, node.required(0), node.required(1))
+
+
+def _as_value(builder: Builder, x: Value | float) -> Value:
+    return x if isinstance(x, Value) else builder.constant(torch.as_tensor(float(x), dtype=torch.float64))
+
+
+@aten_op("add.Tensor", "add.Scalar")
+def _aten_add(builder: Builder, a: Value, b: Value | float, alpha: float = 1) -> Value:
+    other = _as_value(builder, b)
+    return add(builder, a, other if alpha == 1 else scale_shift(builder, other, scale=float(alpha)))
+
+
+@aten_op("sub.Tensor", "sub.Scalar")
+def _aten_sub(builder: Builder, a: Value, b: Value | float, alpha: float = 1) -> Value:
+    other = _as_value(builder, b)
+    return subtract(builder, a, other if alpha == 1 else scale_shift(builder, other, scale=float(alpha)))
+
+
+@aten_op("rsub.Scalar", "rsub.Tensor")
+def _aten_rsub(builder: Builder, a: Value, b: Value | float, alpha: float = 1) -> Value:
+    return subtract(builder, _as_value(builder, b), a if alpha == 1 else scale_shift(builder, a, scale=float(alpha)))
+
+
+@aten_op("mul.Tensor", "mul.Scalar")
+def _aten_mul(builder: Builder, a: Value, b: Value | float) -> Value:
+    return multiply(builder, a, _as_value(builder, b))
+
+
+@aten_op("div.Tensor", "div.Scalar")
+def _aten_div(builder: Builder, a: Value, b: Value | float) -> Value:
+    return divide(builder, a, _as_value(builder, b))
+
+
+@aten_op("neg.default")
+def _aten_neg(builder: Builder, a: Value) -> Value:
+    return negate(builder, a)

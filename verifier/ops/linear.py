@@ -1,0 +1,184 @@
+"""Matrix products with a constant: MatMul, Gemm, Linear."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from verifier.graph import Affine, Builder, Value
+from verifier.graph.coefficients import Coefficients, Dense, Diagonal, Rows
+from verifier.graph.op import Shape
+from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.ops.arithmetic import add, scale_shift
+from verifier.ops.movement import permute, reshape
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Affine):
+    """y = x W^T + b over the last dimension; `weight` [out, in], `bias` [out] or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if not shapes[0] or shapes[0][-1] != self.weight.shape[1]:
+            raise ValueError(
+                f"A matrix with {self.weight.shape[1]} columns cannot multiply a value of shape {shapes[0]}."
+            )
+        return (*shapes[0][:-1], self.weight.shape[0])
+
+    def fan_in(self, *shapes: Shape) -> int:
+        return self.weight.shape[1] + 1
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return functional.linear(xs[0], self.weight, self.bias)
+
+    def absolute(self, *xs: Tensor) -> Tensor:
+        return functional.linear(xs[0], self.weight.abs())
+
+    def offset(self, *shapes: Shape) -> Tensor | None:
+        return None if self.bias is None else self.bias.expand(self.output_shape(*shapes))
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        return torch.matmul(coefficients, self.weight)
+
+    def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
+        if math.prod(shapes[0][:-1]) == 1:
+            if isinstance(coefficients, Diagonal):
+                values = coefficients.values
+                picked = values.reshape(values.shape[0], -1, 1) * self.weight
+                return Dense(picked.view(*picked.shape[:2], *shapes[0]))
+            if isinstance(coefficients, Rows):
+                picked = self.weight[coefficients.index] * coefficients.scale.unsqueeze(2)
+                return Dense(picked.view(*picked.shape[:2], *shapes[0]))
+        return super().backward(coefficients, index, *shapes)
+
+
+@dataclass(frozen=True, eq=False)
+class ConstantMatMul(Affine):
+    """y = C x (`left`) or x C with numpy's broadcasting over leading dimensions; `matrix` has at least two."""
+
+    matrix: Tensor
+    left: bool
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        x = torch.empty(shapes[0], device="meta")
+        c = torch.empty(self.matrix.shape, device="meta")
+        try:
+            return tuple((torch.matmul(c, x) if self.left else torch.matmul(x, c)).shape)
+        except RuntimeError as error:
+            raise ValueError(f"Shapes {shapes[0]} and {tuple(self.matrix.shape)} do not multiply.") from error
+
+    def fan_in(self, *shapes: Shape) -> int:
+        return self.matrix.shape[-1 if self.left else -2]
+
+    def _product(self, matrix: Tensor, x: Tensor) -> Tensor:
+        missing = matrix.dim() - (x.dim() - 1)
+        x = x.reshape(x.shape[0], *([1] * max(missing, 0)), *x.shape[1:])
+        return torch.matmul(matrix, x) if self.left else torch.matmul(x, matrix)
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return self._product(self.matrix, xs[0])
+
+    def absolute(self, *xs: Tensor) -> Tensor:
+        return self._product(self.matrix.abs(), xs[0])
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        flipped = self.matrix.transpose(-1, -2)
+        grad = torch.matmul(flipped, coefficients) if self.left else torch.matmul(coefficients, flipped)
+        extra = grad.dim() - 2 - len(shapes[0])
+        if extra > 0:
+            grad = grad.sum(dim=tuple(range(2, 2 + extra)))
+        shared = [d + 2 for d, n in enumerate(shapes[0]) if n == 1 and grad.shape[d + 2] != 1]
+        return grad.sum(dim=shared, keepdim=True) if shared else grad
+
+
+def matmul_constant(builder: Builder, x: Value, matrix: Tensor, left: bool) -> Value:
+    """x times a constant (or the constant times x, `left`), by numpy's MatMul rules for vectors too."""
+    vector = matrix.dim() == 1
+    if vector:
+        matrix = matrix.unsqueeze(0 if left else 1)
+    shape = builder.shape(x)
+    x_vector = len(shape) == 1
+    if left and x_vector:
+        x = reshape(builder, x, (*shape, 1))
+    if not left and matrix.dim() == 2:
+        y = builder.add(Linear(matrix.T.contiguous()), x)
+    elif left and x_vector and matrix.dim() == 2:
+        y = reshape(builder, builder.add(Linear(matrix.contiguous()), reshape(builder, x, shape)), (-1, 1))
+    else:
+        y = builder.add(ConstantMatMul(matrix, left), x)
+    out = builder.shape(y)
+    if vector:
+        axis = len(out) - (2 if left else 1)
+        y = reshape(builder, y, out[:axis] + out[axis + 1 :])
+        out = builder.shape(y)
+    if left and x_vector:
+        y = reshape(builder, y, out[:-1])
+    return y
+
+
+@onnx_op("MatMul")
+def _matmul(builder: Builder, node: OnnxNode) -> Value:
+    a, b = node.required(0), node.required(1)
+    if (right := builder.tensor(b)) is not None:
+        return matmul_constant(builder, a, right, left=False)
+    if (left := builder.tensor(a)) is not None:
+        return matmul_constant(builder, b, left, left=True)
+    raise Unsupported("a product of two values that both depend on the network's input")
+
+
+@onnx_op("Gemm")
+def _gemm(builder: Builder, node: OnnxNode) -> Value:
+    a, b, c = node.required(0), node.required(1), node.input(2)
+    alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
+    if node.attributes.get("transA", 0):
+        a = permute(builder, a, (1, 0))
+    weight = builder.tensor(b)
+    if weight is None:
+        matrix = builder.tensor(a)
+        if matrix is None:
+            raise Unsupported("a product of two values that both depend on the network's input")
+        if node.attributes.get("transB", 0):
+            b = permute(builder, b, (1, 0))
+        y = matmul_constant(builder, b, matrix * alpha, left=True)
+    else:
+        weight = weight if node.attributes.get("transB", 0) else weight.T
+        bias = builder.tensor(c) if c is not None else None
+        if bias is not None and bias.dim() <= 1 and (bias.numel() == weight.shape[0] or bias.numel() == 1):
+            bias = (bias * beta).expand(weight.shape[0]).contiguous()
+            return builder.add(Linear((weight * alpha).contiguous(), bias), a)
+        y = builder.add(Linear((weight * alpha).contiguous()), a)
+    if c is None:
+        return y
+    return add(builder, y, scale_shift(builder, c, scale=beta) if beta != 1 else c)
+
+
+@aten_op("linear.default")
+def _aten_linear(builder: Builder, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    w = builder.tensor(weight)
+    b = None if bias is None else builder.tensor(bias)
+    if w is None or (bias is not None and b is None):
+        raise Unsupported("a weight that depends on the network's input")
+    return builder.add(Linear(w, b), x)
+
+
+@aten_op("addmm.default")
+def _aten_addmm(builder: Builder, bias: Value, x: Value, weight: Value) -> Value:
+    w = builder.tensor(weight)
+    if w is None:
+        raise Unsupported("a weight that depends on the network's input")
+    return add(builder, matmul_constant(builder, x, w, left=False), bias)
+
+
+@aten_op("mm.default", "matmul.default", "bmm.default")
+def _aten_matmul(builder: Builder, a: Value, b: Value) -> Value:
+    if (right := builder.tensor(b)) is not None:
+        return matmul_constant(builder, a, right, left=False)
+    if (left := builder.tensor(a)) is not None:
+        return matmul_constant(builder, b, left, left=True)
+    raise Unsupported("a product of two values that both depend on the network's input")

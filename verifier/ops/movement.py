@@ -1,0 +1,176 @@
+"""Operators that only move elements: Reshape, Permute, Take (any gather), Concat, Pad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Affine, Builder, Value
+from verifier.graph.coefficients import Coefficients, Diagonal, Rows
+from verifier.graph.op import Shape
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape(Affine):
+    """The same elements in row-major order under another shape (without -1 or 0 entries)."""
+
+    shape: Shape
+    exact = True
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if math.prod(self.shape) != math.prod(shapes[0]):
+            raise ValueError(f"A value of shape {shapes[0]} cannot be reshaped to {self.shape}.")
+        return self.shape
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0].reshape(xs[0].shape[0], *self.shape)
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        return coefficients.reshape(*coefficients.shape[:2], *shapes[0])
+
+    def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
+        if isinstance(coefficients, Rows):
+            return Rows(coefficients.index, coefficients.scale, shapes[0])
+        if isinstance(coefficients, Diagonal):
+            return Diagonal(coefficients.values.reshape(-1, *shapes[0]))
+        return super().backward(coefficients, index, *shapes)
+
+
+@dataclass(frozen=True, eq=False)
+class Permute(Affine):
+    """Dimensions in another order, `axes` as in numpy.transpose (without the batch dimension)."""
+
+    axes: tuple[int, ...]
+    exact = True
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if sorted(self.axes) != list(range(len(shapes[0]))):
+            raise ValueError(f"Axes {self.axes} do not permute a value of shape {shapes[0]}.")
+        return tuple(shapes[0][a] for a in self.axes)
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0].permute(0, *[a + 1 for a in self.axes])
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
+        return coefficients.permute(0, 1, *[a + 2 for a in inverse])
+
+
+@dataclass(frozen=True, eq=False)
+class Take(Affine):
+    """Element j of the result (row-major, of `shape`) is element `index[j]` of x; any gather, slice or tiling.
+
+    `index` is int64 [prod(shape)] with values in [0, numel of x).
+    """
+
+    index: Tensor
+    shape: Shape
+    exact = True
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return self.shape
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0].flatten(1).index_select(1, self.index).view(xs[0].shape[0], *self.shape)
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        flat = coefficients.flatten(2)
+        result = flat.new_zeros(*flat.shape[:2], math.prod(shapes[0]))
+        return result.index_add(2, self.index, flat).view(*flat.shape[:2], *shapes[0])
+
+    def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
+        if isinstance(coefficients, Rows):
+            return Rows(self.index[coefficients.index], coefficients.scale, shapes[0])
+        if isinstance(coefficients, Diagonal):
+            scale = coefficients.values.flatten(1)
+            return Rows(self.index.expand(scale.shape[0], -1), scale, shapes[0])
+        return super().backward(coefficients, index, *shapes)
+
+
+@dataclass(frozen=True, eq=False)
+class Concat(Affine):
+    """Arguments joined along `axis` (non-negative)."""
+
+    axis: int
+    exact = True
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        first = shapes[0]
+        for s in shapes[1:]:
+            if len(s) != len(first) or any(a != b for i, (a, b) in enumerate(zip(s, first)) if i != self.axis):
+                raise ValueError(f"Values of shapes {shapes} do not join along axis {self.axis}.")
+        return (*first[: self.axis], sum(s[self.axis] for s in shapes), *first[self.axis + 1 :])
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        batch = max(x.shape[0] for x in xs)
+        return torch.cat([x.expand(batch, *x.shape[1:]) for x in xs], dim=self.axis + 1)
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        start = sum(s[self.axis] for s in shapes[:index])
+        return coefficients.narrow(self.axis + 2, start, shapes[index][self.axis])
+
+
+@dataclass(frozen=True, eq=False)
+class Pad(Affine):
+    """`before[d]` and `after[d]` elements of `value` around each dimension d; counts are not negative."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    value: float = 0.0
+    exact = True
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        return tuple(n + b + a for n, b, a in zip(shapes[0], self.before, self.after, strict=True))
+
+    def _pads(self) -> list[int]:
+        return [n for b, a in zip(reversed(self.before), reversed(self.after), strict=True) for n in (b, a)]
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return torch.nn.functional.pad(xs[0], self._pads(), value=self.value)
+
+    def absolute(self, *xs: Tensor) -> Tensor:
+        return torch.nn.functional.pad(xs[0], self._pads())
+
+    def offset(self, *shapes: Shape) -> Tensor | None:
+        if self.value == 0:
+            return None
+        return torch.nn.functional.pad(torch.zeros(shapes[0]), self._pads(), value=self.value)
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        for d, (start, length) in enumerate(zip(self.before, shapes[0], strict=True)):
+            coefficients = coefficients.narrow(d + 2, start, length)
+        return coefficients
+
+
+def reshape(builder: Builder, x: Value, shape: Sequence[int]) -> Value:
+    """`x` under `shape`, which may hold one -1; nothing is added where the shape is already right."""
+    current = builder.shape(x)
+    shape = list(shape)
+    if -1 in shape:
+        rest = math.prod(n for n in shape if n != -1)
+        shape[shape.index(-1)] = math.prod(current) // max(rest, 1)
+    return x if tuple(shape) == current else builder.add(Reshape(tuple(shape)), x)
+
+
+def permute(builder: Builder, x: Value, axes: Sequence[int]) -> Value:
+    axes = tuple(a % len(builder.shape(x)) for a in axes)
+    return x if axes == tuple(range(len(axes))) else builder.add(Permute(axes), x)
+
+
+def take(builder: Builder, x: Value, select) -> Value:
+    """`x` rearranged the way `select` (a function of tensors such as `lambda t: t[::2]`) rearranges elements."""
+    shape = builder.shape(x)
+    positions = torch.arange(math.prod(shape)).view(shape)
+    chosen = select(positions)
+    if chosen.shape == positions.shape and bool((chosen == positions).all()):
+        return x
+    return builder.add(Take(chosen.flatten(), tuple(chosen.shape)), x)
+
+
+def broadcast(builder: Builder, x: Value, shape: Shape) -> Value:
+    """`x` expanded to `shape` by numpy's rules."""
+    return x if builder.shape(x) == tuple(shape) else take(builder, x, lambda t: t.expand(shape))

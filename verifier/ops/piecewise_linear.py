@@ -1,0 +1,269 @@
+"""Continuous piecewise-linear activations: Relu, LeakyRelu, PRelu, Abs, Clip, HardSigmoid, HardTanh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Builder, Interval, Parameter, Relaxation, Univariate, Value
+from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.ops.arithmetic import add, scale_shift
+
+
+@dataclass(frozen=True, eq=False)
+class Relu(Univariate):
+    """max(x, 0). The chord is the only upper line worth having; the lower slope is free in [0, 1]."""
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0].clamp(min=0)
+
+    def interval(self, *xs: Interval) -> Interval:
+        return Interval(xs[0].lower.clamp(min=0), xs[0].upper.clamp(min=0))
+
+    def support_max(self, slope: Tensor, x: Interval) -> Tensor:
+        """Convex: attained at an end."""
+        return torch.maximum(
+            x.lower.clamp(min=0) - slope * x.lower, x.upper.clamp(min=0) - slope * x.upper
+        )
+
+    def support_min(self, slope: Tensor, x: Interval) -> Tensor:
+        """At an end, or at the kink where the interval holds it (clamped into the interval otherwise)."""
+        kink = torch.zeros_like(x.lower).clamp(x.lower, x.upper)
+        ends = torch.minimum(
+            x.lower.clamp(min=0) - slope * x.lower, x.upper.clamp(min=0) - slope * x.upper
+        )
+        return torch.minimum(ends, kink.clamp(min=0) - slope * kink)
+
+    def parameters(self, *xs: Interval) -> dict[str, Parameter]:
+        lower, upper = xs[0]
+        low = (lower >= 0).to(lower.dtype)
+        high = (upper > 0).to(lower.dtype)
+        value = (upper > -lower).to(lower.dtype)
+        return {"lower_slope": Parameter(torch.maximum(low, torch.minimum(value, high)), low, high)}
+
+    def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
+        """For an active or inactive neuron the valid range of the slope is one point, and the line is exact."""
+        lower, upper = xs[0].lower.clamp(max=0), xs[0].upper.clamp(min=0)
+        chord = upper / (upper - lower).clamp(min=torch.finfo(lower.dtype).tiny)
+        chord = torch.where(xs[0].lower >= 0, torch.ones_like(chord), chord)
+        return Relaxation((parameters["lower_slope"],), None, (chord,), -chord * lower)
+
+    def refinable(self, index: int, *xs: Interval) -> Tensor:
+        return (xs[0].lower < 0) & (xs[0].upper > 0)
+
+    def branching_point(self, index: int, *xs: Interval) -> Tensor:
+        return torch.zeros_like(xs[0].lower)
+
+
+@dataclass(frozen=True, eq=False)
+class PiecewiseLinear(Univariate):
+    """Linear between `knots`, with `slopes` (one more than knots, left to right) and value `values[k]` at knot k.
+
+    `knots` [K], `slopes` [K + 1], `values` [K], float, knots increasing.
+    """
+
+    knots: Tensor
+    slopes: Tensor
+    values: Tensor
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        x = xs[0]
+        y = self.values[0] + self.slopes[0] * (x - self.knots[0]).clamp(max=0)
+        for k in range(len(self.knots)):
+            step = (x - self.knots[k]).clamp(min=0)
+            if k + 1 < len(self.knots):
+                step = step.clamp(max=self.knots[k + 1] - self.knots[k])
+            y = y + self.slopes[k + 1] * step
+        return y
+
+    def _candidates(self, x: Interval) -> Tensor:
+        """[2 + K, B, *shape]: the ends, and the knots moved into the interval; extrema are among them."""
+        inside = [k.expand_as(x.lower).clamp(x.lower, x.upper) for k in self.knots]
+        return torch.stack([x.lower, x.upper, *inside])
+
+    def support_max(self, slope: Tensor, x: Interval) -> Tensor:
+        points = self._candidates(x)
+        return (self.forward(points) - slope * points).amax(0)
+
+    def support_min(self, slope: Tensor, x: Interval) -> Tensor:
+        points = self._candidates(x)
+        return (self.forward(points) - slope * points).amin(0)
+
+    def _slopes_inside(self, x: Interval) -> Tensor:
+        """[K + 1, B, *shape]: each piece's slope, NaN where the interval does not reach into the piece."""
+        inf = self.knots.new_full((1,), torch.inf)
+        left, right = torch.cat([-inf, self.knots]), torch.cat([self.knots, inf])
+        view = (-1, *([1] * x.lower.dim()))
+        met = (x.lower < right.view(view)) & (x.upper > left.view(view))
+        single = (x.lower == x.upper) & (x.lower >= left.view(view)) & (x.lower <= right.view(view))
+        return torch.where(met | single, self.slopes.view(view), torch.nan)
+
+    def parameters(self, *xs: Interval) -> dict[str, Parameter]:
+        """Start from the line that is best at the interval's middle (least area); any slope between the least
+        and the largest inside the interval may be useful. A side whose best line is the chord is fixed."""
+        x = xs[0]
+        points = self._candidates(x)
+        values = self.forward(points)
+        first, second = torch.triu_indices(len(points), len(points), 1)
+        run = points[second] - points[first]
+        tiny = torch.finfo(x.lower.dtype).tiny
+        chords = torch.where(run.abs() > tiny, (values[second] - values[first]) / run, torch.nan)
+        options = torch.cat([chords, self._slopes_inside(x)])
+        options = torch.where(options.isfinite(), options, self._slopes_inside(x).nan_to_num(-torch.inf).amax(0))
+        middle = x.center
+        least = self._slopes_inside(x).nan_to_num(torch.inf).amin(0)
+        most = self._slopes_inside(x).nan_to_num(-torch.inf).amax(0)
+        gaps = (values.unsqueeze(0) - options.unsqueeze(1) * points.unsqueeze(0))
+        above, below = gaps.amax(1) + options * middle, gaps.amin(1) + options * middle
+        upper = options.gather(0, above.argmin(0, keepdim=True)).squeeze(0)
+        lower = options.gather(0, below.argmax(0, keepdim=True)).squeeze(0)
+        chord = torch.where((x.upper - x.lower) > tiny, (values[1] - values[0]) / (x.upper - x.lower), upper)
+        at_ends = values[0] - chord * points[0]
+        slack = 4 * torch.finfo(x.lower.dtype).eps * (values.abs().amax(0) + (chord * points).abs().amax(0))
+        concave_side = (values - chord * points).amax(0) <= at_ends + slack
+        convex_side = (values - chord * points).amin(0) >= at_ends - slack
+        return {
+            "lower_slope": Parameter(
+                torch.where(convex_side, chord, lower),
+                torch.where(convex_side, chord, least),
+                torch.where(convex_side, chord, most),
+            ),
+            "upper_slope": Parameter(
+                torch.where(concave_side, chord, upper),
+                torch.where(concave_side, chord, least),
+                torch.where(concave_side, chord, most),
+            ),
+        }
+
+    def refinable(self, index: int, *xs: Interval) -> Tensor:
+        view = (-1, *([1] * xs[0].lower.dim()))
+        knots = self.knots.view(view)
+        return ((xs[0].lower < knots) & (xs[0].upper > knots)).any(0)
+
+    def branching_point(self, index: int, *xs: Interval) -> Tensor:
+        """The knot nearest to the interval's middle, moved into the interval."""
+        middle = xs[0].center
+        view = (-1, *([1] * middle.dim()))
+        nearest = (self.knots.view(view) - middle).abs().argmin(0)
+        return self.knots[nearest].clamp(xs[0].lower, xs[0].upper)
+
+
+def piecewise_linear(knots: list[float], slopes: list[float], value: float) -> PiecewiseLinear:
+    """The function with `value` at the first knot."""
+    values = [value]
+    for k in range(1, len(knots)):
+        values.append(values[-1] + slopes[k] * (knots[k] - knots[k - 1]))
+    return PiecewiseLinear(*[torch.tensor(v, dtype=torch.float64) for v in (knots, slopes, values)])
+
+
+def absolute(builder: Builder, x: Value) -> Value:
+    return builder.add(piecewise_linear([0.0], [-1.0, 1.0], 0.0), x)
+
+
+def leaky_relu(builder: Builder, x: Value, slope: float) -> Value:
+    return builder.add(piecewise_linear([0.0], [slope, 1.0], 0.0), x)
+
+
+def relu(builder: Builder, x: Value) -> Value:
+    return builder.add(Relu(), x)
+
+
+def clip(builder: Builder, x: Value, low: float, high: float) -> Value:
+    """min(max(x, low), high); infinite ends are allowed."""
+    if low > high:
+        return scale_shift(builder, x, scale=0.0, shift=high)
+    if math.isinf(low) and math.isinf(high):
+        return x
+    if math.isinf(high):
+        return scale_shift(builder, relu(builder, scale_shift(builder, x, shift=-low)), shift=low)
+    if math.isinf(low):
+        lifted = relu(builder, scale_shift(builder, x, scale=-1.0, shift=high))
+        return scale_shift(builder, lifted, scale=-1.0, shift=high)
+    return builder.add(piecewise_linear([low, high], [0.0, 1.0, 0.0], low), x)
+
+
+def prelu(builder: Builder, x: Value, slope: Tensor) -> Value:
+    """max(x, 0) + slope * min(x, 0) with a slope per element, as relu(x) - slope * relu(-x)."""
+    if slope.numel() == 1:
+        return leaky_relu(builder, x, float(slope))
+    negative = relu(builder, scale_shift(builder, x, scale=-1.0))
+    return add(builder, relu(builder, x), scale_shift(builder, negative, scale=-slope))
+
+
+@onnx_op("Relu")
+def _relu(builder: Builder, node: OnnxNode) -> Value:
+    return relu(builder, node.required(0))
+
+
+@onnx_op("LeakyRelu")
+def _leaky_relu(builder: Builder, node: OnnxNode) -> Value:
+    return leaky_relu(builder, node.required(0), node.attributes.get("alpha", 0.01))
+
+
+@onnx_op("PRelu")
+def _prelu(builder: Builder, node: OnnxNode) -> Value:
+    slope = node.constant(builder, 1, "slope")
+    if slope is None:
+        raise Unsupported("the slope is missing")
+    return prelu(builder, node.required(0), slope)
+
+
+@onnx_op("Abs")
+def _abs(builder: Builder, node: OnnxNode) -> Value:
+    return absolute(builder, node.required(0))
+
+
+@onnx_op("Clip")
+def _clip(builder: Builder, node: OnnxNode) -> Value:
+    def end(i: int, attribute: str, default: float) -> float:
+        if attribute in node.attributes:
+            return float(node.attributes[attribute])
+        tensor = node.constant(builder, i, attribute)
+        return default if tensor is None else float(tensor)
+
+    return clip(builder, node.required(0), end(1, "min", -math.inf), end(2, "max", math.inf))
+
+
+@onnx_op("HardSigmoid")
+def _hard_sigmoid(builder: Builder, node: OnnxNode) -> Value:
+    alpha, beta = node.attributes.get("alpha", 0.2), node.attributes.get("beta", 0.5)
+    return clip(builder, scale_shift(builder, node.required(0), scale=float(alpha), shift=float(beta)), 0.0, 1.0)
+
+
+@aten_op("relu.default", "relu_.default")
+def _aten_relu(builder: Builder, x: Value) -> Value:
+    return relu(builder, x)
+
+
+@aten_op("leaky_relu.default", "leaky_relu_.default")
+def _aten_leaky_relu(builder: Builder, x: Value, negative_slope: float = 0.01) -> Value:
+    return leaky_relu(builder, x, float(negative_slope))
+
+
+@aten_op("prelu.default", "_prelu_kernel.default")
+def _aten_prelu(builder: Builder, x: Value, weight: Value) -> Value:
+    slope = builder.tensor(weight)
+    if slope is None:
+        raise Unsupported("a slope that depends on the network's input")
+    rank = len(builder.shape(x))
+    if slope.dim() == 1 and slope.numel() > 1 and rank > 1:
+        slope = slope.view(-1, *([1] * (rank - 2)))
+    return prelu(builder, x, slope)
+
+
+@aten_op("abs.default")
+def _aten_abs(builder: Builder, x: Value) -> Value:
+    return absolute(builder, x)
+
+
+@aten_op("clamp.default", "hardtanh.default", "clamp_min.default", "clamp_max.default", "relu6.default")
+def _aten_clamp(
+    builder: Builder, x: Value, min: float | None = None, max: float | None = None, **named: float
+) -> Value:
+    low = named.get("min_val", -math.inf if min is None else min)
+    high = named.get("max_val", math.inf if max is None else max)
+    return clip(builder, x, float(low), float(high))
