@@ -1,0 +1,215 @@
+"""Collects comparisons and connectives from a parser into a `Formula`, simple comparisons into one `RowTable`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+
+from verifier.specs.errors import SpecError
+from verifier.specs.formula import (
+    FALSE,
+    MAX_DEPTH,
+    TRUE,
+    And,
+    Atom,
+    Clauses,
+    Formula,
+    Or,
+    Polynomial,
+    Relation,
+    RowTable,
+    conjunction,
+    disjunction,
+    negation,
+    sum_of,
+)
+
+NUMERAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
+MAX_EXPONENT = 4000
+"""Largest decimal exponent accepted: exact arithmetic on larger ones would exhaust memory."""
+
+Rows = tuple[int, int]
+"""Rows ``start : stop`` of the table under construction, a conjunction."""
+
+Expr = int | str | Polynomial
+"""An arithmetic expression: a variable's index, a numeral's text, or a polynomial."""
+
+Item = Rows | And | Or | Atom | Clauses | tuple[str, list]
+"""A Boolean expression under construction; ``(op, items)`` with op ``and`` / ``or`` is a connective."""
+
+_COMPARE = {
+    Relation.LE: lambda a: a <= 0,
+    Relation.LT: lambda a: a < 0,
+    Relation.EQ: lambda a: a == 0,
+    Relation.NE: lambda a: a != 0,
+    Relation.GE: lambda a: a >= 0,
+    Relation.GT: lambda a: a > 0,
+}
+
+
+def is_numeral(text: str) -> bool:
+    """Whether `text` is a decimal number, with an exponent of sane size."""
+    if NUMERAL.fullmatch(text) is None:
+        return False
+    exponent = re.search(r"[eE](.+)", text)
+    return exponent is None or abs(int(exponent[1][:9])) <= MAX_EXPONENT
+
+
+def exact_text(value: Fraction | float | int) -> str:
+    """A decimal that equals `value` exactly, or ``p/q`` when there is none."""
+    if isinstance(value, float):
+        short = repr(value)
+        return short if Decimal(short) == Decimal(value) else format(Decimal(value), "f")
+    exact = Fraction(value)
+    rest = exact.denominator
+    twos = (rest & -rest).bit_length() - 1
+    rest >>= twos
+    fives = 0
+    while rest % 5 == 0:
+        rest //= 5
+        fives += 1
+    if rest != 1:
+        return f"{exact.numerator}/{exact.denominator}"
+    digits = max(twos, fives)
+    scaled = exact.numerator * 10**digits // exact.denominator
+    body = str(abs(scaled)).rjust(digits + 1, "0")
+    sign = "-" if scaled < 0 else ""
+    return sign + (f"{body[:-digits]}.{body[-digits:]}" if digits else f"{body}.0")
+
+
+def polynomial(expr: Expr) -> Polynomial:
+    """`expr` as a polynomial with exact coefficients."""
+    if isinstance(expr, int):
+        return Polynomial.variable(expr)
+    if isinstance(expr, str):
+        return Polynomial.constant(Fraction(expr))
+    return expr
+
+
+class FormulaBuilder:
+    """Grows a table of rows; `finish` freezes it and turns items into a `Formula`."""
+
+    def __init__(self) -> None:
+        self.left: list[int] = []
+        self.relation: list[int] = []
+        self.right: list[int] = []
+        self.numerals: dict[str, int] = {}
+
+    def numeral(self, text: str) -> int:
+        """The negative code of a numeral's text in the column `right`."""
+        return ~self.numerals.setdefault(text, len(self.numerals))
+
+    def row(self, left: int, relation: Relation, right: int) -> Rows:
+        """Append one row; `right` is a variable or a code of `numeral`."""
+        self.left.append(left)
+        self.relation.append(relation)
+        self.right.append(right)
+        return len(self.left) - 1, len(self.left)
+
+    def compare(self, relation: Relation, left: Expr, right: Expr) -> Item:
+        """The comparison ``left relation right``, as a row wherever it is one."""
+        if isinstance(left, int) and isinstance(right, int) and left != right:
+            return self.row(left, relation, right)
+        if isinstance(left, int) and isinstance(right, str):
+            return self.row(left, relation, self.numeral(right))
+        if isinstance(left, str) and isinstance(right, int):
+            return self.row(right, relation.mirrored, self.numeral(left))
+        expr = sum_of((polynomial(left), -polynomial(right)))
+        if not expr.degree:
+            return TRUE if _COMPARE[relation](expr.offset) else FALSE
+        monomial, factor = expr.terms[-1]
+        if expr.degree == 1 and len(expr.terms) == 1 + (expr.offset != 0):
+            if factor < 0:
+                relation = relation.mirrored
+            return self.row(monomial[0], relation, self.numeral(exact_text(-expr.offset / factor)))
+        if relation in (Relation.GE, Relation.GT):
+            return Atom(-expr, relation.mirrored)
+        return Atom(expr, relation)
+
+    def chain(self, relation: Relation, operands: Sequence[Expr]) -> Item:
+        """``a R b R c``: adjacent pairs are compared, for NE every pair."""
+        if relation is Relation.NE:
+            pairs = [(a, b) for i, a in enumerate(operands) for b in operands[i + 1 :]]
+        else:
+            pairs = list(zip(operands, operands[1:], strict=False))
+        items = [self.compare(relation, a, b) for a, b in pairs]
+        return items[0] if len(items) == 1 else ("and", items)
+
+    def negated(self, item: Item) -> Item:
+        """The negation of `item`, with new rows for those it negates."""
+        if not isinstance(item, tuple):
+            return negation(item)
+        if isinstance(item[0], str):
+            children = [self.negated(child) for child in item[1]]  # type: ignore[union-attr]
+            return ("or" if item[0] == "and" else "and", children)
+        rows = range(*item)  # type: ignore[arg-type]
+        return ("or", [self.row(self.left[i], Relation(self.relation[i]).negated, self.right[i]) for i in rows])
+
+    def finish(self, items: Iterable[Item]) -> Formula:
+        """The conjunction of `items`; raises `SpecError` when it is nested too deeply."""
+        table = RowTable(
+            np.array(self.left, dtype=np.int32),
+            np.array(self.relation, dtype=np.int8),
+            np.array(self.right, dtype=np.int32),
+            tuple(self.numerals),
+        )
+        formula = _connective("and", list(items), table)
+        if formula.depth > MAX_DEPTH:
+            raise SpecError(f"the formula alternates and/or more than {MAX_DEPTH} deep", hint="flatten it")
+        return formula
+
+
+def _connective(op: str, items: list, table: RowTable) -> Formula:
+    """Turn a tree of items into a formula without recursion, since a parser's nesting is unlimited."""
+    root: tuple[str, list, list] = (op, items, [])
+    stack = [root]
+    cursors = [0]
+    while True:
+        kind, pending, done = stack[-1]
+        if cursors[-1] < len(pending):
+            item = pending[cursors[-1]]
+            cursors[-1] += 1
+            if isinstance(item, tuple) and isinstance(item[0], str):
+                stack.append((item[0], item[1], []))
+                cursors.append(0)
+            else:
+                done.append(item)
+            continue
+        formula = _joined(kind, done, table)
+        stack.pop()
+        cursors.pop()
+        if not stack:
+            return formula
+        stack[-1][2].append(formula)
+
+
+def _joined(op: str, items: list, table: RowTable) -> Formula:
+    """One connective whose items are rows and formulas; neighbouring rows become one `Clauses`."""
+    children: list[Formula] = []
+    bounds: list[int] = []
+    for item in items:
+        if not isinstance(item, tuple):
+            children += _clauses(bounds, table)
+            bounds = []
+            children.append(item)
+            continue
+        start, stop = item
+        if bounds and bounds[-1] != start:
+            children += _clauses(bounds, table)
+            bounds = []
+        if not bounds:
+            bounds = [start, stop]
+        elif op == "and":
+            bounds[-1] = stop
+        else:
+            bounds.append(stop)
+    children += _clauses(bounds, table)
+    return (conjunction if op == "and" else disjunction)(children)
+
+
+def _clauses(bounds: list[int], table: RowTable) -> list[Formula]:
+    return [Clauses(table, np.array(bounds, dtype=np.int64))] if bounds else []

@@ -1,0 +1,247 @@
+"""Formulas over the flat vector of all declared variable elements, with exact coefficients.
+
+A formula is a tree of `And`, `Or` and two kinds of leaves: `Atom`, a polynomial compared with zero, and `Clauses`, many
+simple comparisons held in arrays (a file of 10 MB has half a million of them).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_DEPTH = 200
+"""Deepest tree that is accepted (after merging nested `And`s and nested `Or`s), so that recursion is safe."""
+
+
+class Relation(enum.IntEnum):
+    """A comparison. `Atom` uses only the first four; `GE` and `GT` occur in `RowTable`."""
+
+    LE = 0
+    LT = 1
+    EQ = 2
+    NE = 3
+    GE = 4
+    GT = 5
+
+    @property
+    def text(self) -> str:
+        return ("<=", "<", "==", "!=", ">=", ">")[self]
+
+    @property
+    def mirrored(self) -> Relation:
+        """The relation with its sides exchanged: ``a R b`` iff ``b R.mirrored a``."""
+        return MIRRORED[self]
+
+    @property
+    def negated(self) -> Relation:
+        """``not (a R b)`` iff ``a R.negated b``."""
+        return NEGATED[self]
+
+
+MIRRORED = (Relation.GE, Relation.GT, Relation.EQ, Relation.NE, Relation.LE, Relation.LT)
+NEGATED = (Relation.GT, Relation.GE, Relation.NE, Relation.EQ, Relation.LT, Relation.LE)
+
+Monomial = tuple[int, ...]
+"""Sorted variable indices, repeated for powers; ``()`` is the constant."""
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """``sum(coefficient * product of variables)``; `terms` are sorted, distinct and have nonzero coefficients."""
+
+    terms: tuple[tuple[Monomial, Fraction], ...] = ()
+
+    @classmethod
+    def of(cls, terms: Mapping[Monomial, Fraction]) -> Polynomial:
+        return cls(tuple(sorted((m, c) for m, c in terms.items() if c)))
+
+    @classmethod
+    def constant(cls, value: Fraction | int) -> Polynomial:
+        return cls.of({(): Fraction(value)})
+
+    @classmethod
+    def variable(cls, index: int) -> Polynomial:
+        return cls((((index,), Fraction(1)),))
+
+    @property
+    def degree(self) -> int:
+        return max((len(monomial) for monomial, _ in self.terms), default=0)
+
+    @property
+    def offset(self) -> Fraction:
+        """The constant term."""
+        return self.terms[0][1] if self.terms and self.terms[0][0] == () else Fraction(0)
+
+    @property
+    def variables(self) -> set[int]:
+        return {index for monomial, _ in self.terms for index in monomial}
+
+    def scaled(self, factor: Fraction) -> Polynomial:
+        return Polynomial(tuple((m, c * factor) for m, c in self.terms)) if factor else Polynomial()
+
+    def __neg__(self) -> Polynomial:
+        return self.scaled(Fraction(-1))
+
+    def __add__(self, other: Polynomial) -> Polynomial:
+        return sum_of((self, other))
+
+    def __sub__(self, other: Polynomial) -> Polynomial:
+        return sum_of((self, -other))
+
+    def __mul__(self, other: Polynomial) -> Polynomial:
+        terms: dict[Monomial, Fraction] = {}
+        for left, a in self.terms:
+            for right, b in other.terms:
+                monomial = tuple(sorted(left + right))
+                terms[monomial] = terms.get(monomial, Fraction(0)) + a * b
+        return Polynomial.of(terms)
+
+
+def sum_of(polynomials: Iterable[Polynomial]) -> Polynomial:
+    """The sum of all, in time linear in the number of terms."""
+    terms: dict[Monomial, Fraction] = {}
+    for polynomial in polynomials:
+        for monomial, coefficient in polynomial.terms:
+            terms[monomial] = terms.get(monomial, Fraction(0)) + coefficient
+    return Polynomial.of(terms)
+
+
+@dataclass(frozen=True)
+class Atom:
+    """``expr relation 0`` with relation one of LE, LT, EQ, NE."""
+
+    expr: Polynomial
+    relation: Relation
+    depth: int = field(default=0, init=False, repr=False, compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class RowTable:
+    """R simple comparisons ``v[left] relation right``.
+
+    ``left`` int32 [R] are variable indices; ``relation`` int8 [R]; ``right`` int32 [R] is a variable index or, when
+    negative, ``~right`` is an index into ``numerals``, the texts of exact numbers (a decimal, or a fraction ``p/q``).
+    """
+
+    left: NDArray[np.int32]
+    relation: NDArray[np.int8]
+    right: NDArray[np.int32]
+    numerals: tuple[str, ...]
+
+    def atom(self, row: int) -> Atom:
+        """Row ``row`` as an `Atom`."""
+        relation, right = Relation(self.relation[row]), int(self.right[row])
+        other = Polynomial.variable(right) if right >= 0 else Polynomial.constant(Fraction(self.numerals[~right]))
+        expr = Polynomial.variable(int(self.left[row])) - other
+        if relation in (Relation.GE, Relation.GT):
+            return Atom(-expr, relation.mirrored)
+        return Atom(expr, relation)
+
+
+@dataclass(frozen=True, eq=False)
+class Clauses:
+    """A disjunction of conjunctions of rows: clause i is the conjunction of rows ``offsets[i] : offsets[i + 1]``.
+
+    With one clause it is a conjunction. ``offsets`` is int64 [clauses + 1], nondecreasing.
+    """
+
+    table: RowTable
+    offsets: NDArray[np.int64]
+    depth: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def start(self) -> int:
+        return int(self.offsets[0])
+
+    @property
+    def stop(self) -> int:
+        return int(self.offsets[-1])
+
+
+def _depth(children: tuple) -> int:
+    return 1 + max((child.depth if not isinstance(child, int) else 0 for child in children), default=0)
+
+
+@dataclass(frozen=True)
+class And:
+    """Conjunction; with no children it is true. `normalise` uses it over atom ids (ints) too."""
+
+    children: tuple
+    depth: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "depth", _depth(self.children))
+
+
+@dataclass(frozen=True)
+class Or:
+    """Disjunction; with no children it is false. `normalise` uses it over atom ids (ints) too."""
+
+    children: tuple
+    depth: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "depth", _depth(self.children))
+
+
+Formula = And | Or | Atom | Clauses
+TRUE = And(())
+FALSE = Or(())
+
+
+def conjunction(children: Iterable) -> And | Or | Atom | Clauses:
+    """`And` with nested `And`s merged and constants folded; a single child is returned as it is."""
+    return _merged(And, FALSE, children)
+
+
+def disjunction(children: Iterable) -> And | Or | Atom | Clauses:
+    """`Or` with nested `Or`s merged and constants folded; a single child is returned as it is."""
+    return _merged(Or, TRUE, children)
+
+
+def _merged(kind: type, absorbing: And | Or, children: Iterable) -> And | Or | Atom | Clauses:
+    flat: list = []
+    for child in children:
+        if child == absorbing:
+            return absorbing
+        if isinstance(child, kind):
+            flat.extend(child.children)  # type: ignore[attr-defined]
+        else:
+            flat.append(child)
+    return flat[0] if len(flat) == 1 else kind(tuple(flat))
+
+
+def negation(formula: Formula) -> Formula:
+    """The negation, pushed down to the atoms; exact, since every relation has an exact complement."""
+    if isinstance(formula, Clauses):
+        return negation(expanded(formula))
+    if isinstance(formula, And):
+        return disjunction(negation(child) for child in formula.children)
+    if isinstance(formula, Or):
+        return conjunction(negation(child) for child in formula.children)
+    relation = formula.relation.negated
+    if relation in (Relation.GT, Relation.GE):
+        return Atom(-formula.expr, relation.mirrored)
+    return Atom(formula.expr, relation)
+
+
+def expanded(formula: Formula) -> And | Or | Atom:
+    """The same formula with every `Clauses` written out as `And`, `Or`, `Atom` (slow for large ones)."""
+    if isinstance(formula, Clauses):
+        bounds = formula.offsets.tolist()
+        return disjunction(  # type: ignore[return-value]
+            conjunction(formula.table.atom(row) for row in range(a, b)) for a, b in zip(bounds, bounds[1:])
+        )
+    if isinstance(formula, And):
+        return conjunction(expanded(child) for child in formula.children)  # type: ignore[return-value]
+    if isinstance(formula, Or):
+        return disjunction(expanded(child) for child in formula.children)  # type: ignore[return-value]
+    return formula

@@ -1,0 +1,47 @@
+"""Reading a property file: plain or gzipped, VNN-LIB 1 or 2."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from pathlib import Path
+
+from verifier.specs.errors import SpecError
+from verifier.specs.query import Query
+
+_LEADING = re.compile(r"(?:\s|;[^\n]*(?:\n|\Z))*+\(\s*vnnlib-version\b")
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file; ``.gz`` is added or removed when only the other exists. `SpecError` when unreadable."""
+    given = Path(path)
+    other = given.with_suffix("") if given.suffix == ".gz" else Path(f"{given}.gz")
+    file = given if given.is_file() or not other.is_file() else other
+    try:
+        data = file.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        return data.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SpecError("no such file", file=str(given), hint="check the path") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise SpecError(f"cannot be read ({error})", file=str(given), hint="is it complete?") from None
+    except UnicodeDecodeError as error:
+        hint = "a VNN-LIB file is plain text; was the model given in its place?"
+        raise SpecError(f"not text (byte {error.start})", file=str(given), hint=hint) from None
+
+
+def load_query(path: str | Path) -> Query:
+    """The query in a VNN-LIB 1 or 2 file, gzipped or not.
+
+    A file that starts with ``(vnnlib-version ...)`` is read as version 2. Raises `SpecError`.
+    """
+    text = read_text(path)
+    if _LEADING.match(text):
+        from verifier.specs import vnnlib2
+
+        return vnnlib2.parse(text, str(path))
+    from verifier.specs import vnnlib1
+
+    return vnnlib1.parse(text, str(path))
