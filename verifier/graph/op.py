@@ -103,6 +103,10 @@ class Affine(Op):
     exact: bool = False
     """True for operators that only move elements (or fill constants): no rounding happens."""
 
+    elementwise: bool = False
+    """True where every element of the argument reaches exactly one element of the result and meets no other
+    there (reshapes, permutations, scaling), so that intervals pass through without loss."""
+
     def fan_in(self, *shapes: Shape) -> int:
         """How many products or terms are summed for one output element; it bounds the rounding error."""
         return 1

@@ -42,6 +42,7 @@ class ScaleShift(Affine):
 
     scale: Tensor | None = None
     shift: Tensor | None = None
+    elementwise = True
 
     def output_shape(self, *shapes: Shape) -> Shape:
         for tensor in (self.scale, self.shift):

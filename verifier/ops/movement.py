@@ -20,6 +20,7 @@ class Reshape(Affine):
 
     shape: Shape
     exact = True
+    elementwise = True
 
     def output_shape(self, *shapes: Shape) -> Shape:
         if math.prod(self.shape) != math.prod(shapes[0]):
@@ -46,6 +47,7 @@ class Permute(Affine):
 
     axes: tuple[int, ...]
     exact = True
+    elementwise = True
 
     def output_shape(self, *shapes: Shape) -> Shape:
         if sorted(self.axes) != list(range(len(shapes[0]))):

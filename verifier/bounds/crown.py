@@ -1,0 +1,161 @@
+"""Bounds of all inner nodes by backward passes, and the final pass for a specification."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.bounds.backward import LinearBound, backward
+from verifier.bounds.interval import Bounds, interval_bounds, interval_of
+from verifier.bounds.rows import Selection, interval_is_exact, refinable, select
+from verifier.graph import Elementwise, Graph, Interval, Relaxation
+from verifier.graph.coefficients import Coefficients
+from verifier.graph.op import Input
+from verifier.sets import Box, InputSet
+
+Slopes = Mapping[tuple[int, int], Mapping[str, Tensor]]
+"""(bounded node, elementwise node) to values of the free relaxation parameters used when bounding the first:
+[B or 1, G, K, *shape], G = 2 for the lower and the upper bounds of K neurons (or K = 1: shared by all), G = 1 for
+the K rows of a specification."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much work a pass may do. `memory` is the size in bytes that the coefficients of one pass may take."""
+
+    refine: bool = True
+    rounding: bool = True
+    memory: int = 1 << 30
+
+
+def relax(graph: Graph, position: int, bounds: Mapping[int, Interval], slopes: Mapping[str, Tensor]) -> Relaxation:
+    """The relaxation of an elementwise node at its starting parameters, or at `slopes` [B, G, *shape]."""
+    node = graph.nodes[position]
+    assert isinstance(node.op, Elementwise)
+    boxes = [bounds[j] for j in node.inputs]
+    parameters = node.op.parameters(*boxes)
+    if not slopes:
+        return node.op.relax({name: p.value for name, p in parameters.items()}, *boxes)
+    wide = [box.map(lambda t: t.unsqueeze(1)) for box in boxes]
+    chosen = {}
+    for name, p in parameters.items():
+        low, high = p.lower.detach().unsqueeze(1), p.upper.detach().unsqueeze(1)
+        raw = slopes.get(name)
+        chosen[name] = p.value.unsqueeze(1) if raw is None else torch.minimum(torch.maximum(raw, low), high)
+    return node.op.relax(chosen, *wide)
+
+
+class Relaxations:
+    """Relaxations of one pass: the default of each node once, those with their own slopes per bounded node."""
+
+    def __init__(self, graph: Graph, bounds: Bounds, slopes: Slopes | None) -> None:
+        self._graph, self._bounds, self._slopes = graph, bounds, slopes or {}
+        self._default: dict[int, Relaxation] = {}
+
+    def of(self, target: int, rows: slice) -> Mapping[int, Relaxation]:
+        """For bounding rows `rows` (within each group) of `target`."""
+        chosen: dict[int, Relaxation] = {}
+        for j in self._graph.ancestors(target):
+            if not isinstance(self._graph.nodes[j].op, Elementwise):
+                continue
+            own = self._slopes.get((target, j))
+            if own:
+                cut = {n: t if t.shape[2] == 1 else t[:, :, rows] for n, t in own.items()}
+                chosen[j] = relax(self._graph, j, self._bounds, {n: t.flatten(1, 2) for n, t in cut.items()})
+                continue
+            if j not in self._default:
+                self._default[j] = relax(self._graph, j, self._bounds, {})
+            chosen[j] = self._default[j]
+        return chosen
+
+
+def inner_bounds(
+    graph: Graph,
+    sets: Sequence[InputSet],
+    targets: Iterable[int],
+    known: Mapping[int, Interval] | None = None,
+    slopes: Slopes | None = None,
+    effort: Effort = Effort(),
+) -> Bounds:
+    """Enclosures of every node that `targets` depend on, themselves included.
+
+    Interval arithmetic first; a neuron whose relaxation a tighter interval could change gets a backward pass.
+    `known` holds enclosures that are true already (a parent's, say) and are intersected.
+    """
+    boxes = [s.box() for s in sets]
+    targets = list(targets)
+    order = sorted(set().union(*[graph.ancestors(t) for t in targets], graph.inputs))
+    several = any(
+        isinstance(graph.nodes[i].op, Elementwise) and len(graph.nodes[i].inputs) > 1 for i in order
+    )
+    bounds: Bounds = interval_bounds(graph, boxes, known) if several else {}
+    bounds.update(zip(graph.inputs, boxes, strict=True))
+    relaxations = Relaxations(graph, bounds, slopes)
+    all_boxes = all(isinstance(s, Box) for s in sets)
+    for i in order:
+        if not isinstance(graph.nodes[i].op, Input):
+            fresh = interval_of(graph, i, bounds)
+            bounds[i] = fresh.intersect(bounds[i]) if i in bounds else fresh
+        if known is not None and i in known:
+            bounds[i] = bounds[i].intersect(known[i])
+        if not effort.refine or not graph.variable[i] or interval_is_exact(graph, i, all_boxes):
+            continue
+        mask = refinable(graph, i, bounds)
+        selection = None if mask is None else select(mask, graph.nodes[i].shape)
+        if selection is not None:
+            bounds[i] = refine(graph, sets, i, selection, bounds, relaxations, effort)
+    return bounds
+
+
+def refine(
+    graph: Graph,
+    sets: Sequence[InputSet],
+    position: int,
+    selection: Selection,
+    bounds: Bounds,
+    relaxations: Relaxations,
+    effort: Effort,
+) -> Interval:
+    """The interval of one node, intersected with backward bounds of the selected neurons."""
+    like = bounds[position].lower
+    batch = sets[0].batch
+    step = _chunk(graph, position, batch, like, effort.memory)
+    lowers, uppers = [], []
+    for start in range(0, selection.index.shape[1], step):
+        rows = selection.rows(like, start, start + step)
+        lines = relaxations.of(position, slice(start, start + step))
+        low = backward(graph, {position: rows}, lines, bounds, effort.rounding).minimum(graph, sets)
+        count = low.shape[1] // 2
+        lowers.append(low[:, :count])
+        uppers.append(-low[:, count:])
+    current = bounds[position].expand(batch)
+    index = selection.index.expand(batch, -1)
+    flat = current.map(lambda t: t.flatten(1))
+    met = flat.map(lambda t: t.gather(1, index)).intersect(Interval(torch.cat(lowers, 1), torch.cat(uppers, 1)))
+    shape = current.lower.shape
+    return Interval(
+        flat.lower.scatter(1, index, met.lower).view(shape), flat.upper.scatter(1, index, met.upper).view(shape)
+    )
+
+
+def specification_bound(
+    graph: Graph,
+    sets: Sequence[InputSet],
+    target: int,
+    rows: Coefficients,
+    bounds: Bounds,
+    slopes: Slopes | None = None,
+    rounding: bool = True,
+) -> LinearBound:
+    """The final pass: R linear forms of node `target`, bounded below by linear forms of the inputs."""
+    lines = Relaxations(graph, bounds, slopes).of(target, slice(None))
+    return backward(graph, {target: rows}, lines, bounds, rounding)
+
+
+def _chunk(graph: Graph, position: int, batch: int, like: Tensor, memory: int) -> int:
+    """How many neurons to bound at once: the widest layer's coefficients, about four copies of them alive."""
+    widest = max(graph.nodes[j].numel for j in graph.ancestors(position))
+    return max(1, memory // (8 * batch * widest * like.element_size()))

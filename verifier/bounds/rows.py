@@ -1,0 +1,71 @@
+"""Which neurons of a layer are worth a backward pass, packed per instance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Graph, Interval
+from verifier.graph.coefficients import Rows
+from verifier.graph.op import Affine, Elementwise, Input, Shape
+
+
+class Selection(NamedTuple):
+    """Flat positions [B or 1, K] of the chosen neurons of one node; short rows are filled with other neurons."""
+
+    index: Tensor
+    shape: Shape
+
+    def rows(self, like: Tensor, start: int, stop: int) -> Rows:
+        """Rows for +x and then -x of neurons start:stop of the selection."""
+        index = self.index[:, start:stop]
+        ones = torch.ones(index.shape, dtype=like.dtype, device=like.device)
+        return Rows(torch.cat([index, index], 1), torch.cat([ones, -ones], 1), self.shape)
+
+
+def select(mask: Tensor, shape: Shape) -> Selection | None:
+    """The neurons marked in `mask` [B, *shape] (those of any instance count for the width K), or None."""
+    flat = mask.flatten(1)
+    if flat.shape[0] == 1:
+        index = flat.nonzero()[:, 1].unsqueeze(0)
+        return Selection(index, shape) if index.shape[1] else None
+    most = int(flat.sum(1).amax())
+    if most == 0:
+        return None
+    return Selection(flat.to(torch.uint8).topk(most, dim=1, sorted=False).indices, shape)
+
+
+def refinable(graph: Graph, position: int, bounds: dict[int, Interval]) -> Tensor | None:
+    """Marks the neurons of a node whose tighter interval could tighten some relaxation; None if nothing asks."""
+    mask: Tensor | None = None
+    for user in graph.users[position]:
+        op = graph.nodes[user].op
+        if not isinstance(op, Elementwise):
+            continue
+        arguments = graph.nodes[user].inputs
+        boxes = [bounds.get(j) for j in arguments]
+        if any(box is None for box in boxes):
+            continue
+        for k, j in enumerate(arguments):
+            if j == position:
+                wanted = op.refinable(k, *[box for box in boxes if box is not None])
+                mask = wanted if mask is None else mask | wanted
+    return mask
+
+
+def interval_is_exact(graph: Graph, position: int, box_inputs: bool) -> bool:
+    """Whether interval arithmetic already gives the exact range of a node: one affine map of a box input,
+    reached through maps that keep elements apart."""
+    if not box_inputs:
+        return False
+    node = graph.nodes[position]
+    if isinstance(node.op, Input):
+        return True
+    if not isinstance(node.op, Affine) or len(node.inputs) != 1:
+        return False
+    below = graph.nodes[node.inputs[0]]
+    while isinstance(below.op, Affine) and below.op.elementwise and len(below.inputs) == 1:
+        below = graph.nodes[below.inputs[0]]
+    return isinstance(below.op, Input)

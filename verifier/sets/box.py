@@ -1,0 +1,71 @@
+"""Boxes: independent intervals per element."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.graph.interval import Interval
+from verifier.sets.input_set import InputSet, contract
+
+
+@dataclass(frozen=True, eq=False)
+class Box(InputSet):
+    """{x : lower <= x <= upper}; both tensors [B, *shape].
+
+    Raises ValueError for NaN, infinite or crossing ends.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    def __post_init__(self) -> None:
+        if self.lower.shape != self.upper.shape:
+            raise ValueError(f"The ends of a box have shapes {tuple(self.lower.shape)} and {tuple(self.upper.shape)}.")
+
+    @classmethod
+    def checked(cls, lower: Tensor, upper: Tensor) -> Box:
+        """A box from a caller's tensors. Raises ValueError for NaN, infinite or crossing ends."""
+        box = cls(lower, upper)
+        if not bool(torch.isfinite(lower).all() & torch.isfinite(upper).all()):
+            raise ValueError("A box needs finite ends; at least one is infinite or NaN.")
+        if bool((lower > upper).any()):
+            raise ValueError("A box needs lower <= upper everywhere.")
+        return box
+
+    @classmethod
+    def around(
+        cls, x: Tensor, eps: float | Tensor, clip: tuple[float, float] | None = None
+    ) -> Box:
+        """All points within `eps` of `x` in the maximum norm, cut to `clip`.
+
+        `x` is [B, *shape]; `eps`, in the units of x, is a scalar or broadcasts to x (per channel, say).
+        """
+        lower, upper = x - eps, x + eps
+        if clip is not None:
+            lower, upper = lower.clamp(*clip), upper.clamp(*clip)
+        return cls.checked(lower, upper)
+
+    def box(self) -> Interval:
+        return Interval(self.lower, self.upper)
+
+    def minimum(self, coefficients: Tensor) -> Tensor:
+        center, radius = (self.lower + self.upper) / 2, (self.upper - self.lower) / 2
+        return contract(coefficients, center) - contract(coefficients.abs(), radius)
+
+    def minimiser(self, coefficients: Tensor) -> Tensor:
+        return torch.where(coefficients > 0, self.lower.unsqueeze(1), self.upper.unsqueeze(1))
+
+    def project(self, points: Tensor) -> Tensor:
+        extra = points.dim() - self.lower.dim()
+        view = (self.lower.shape[0], *([1] * extra), *self.lower.shape[1:])
+        return points.clamp(self.lower.view(view), self.upper.view(view))
+
+    def index(self, rows: Tensor) -> Box:
+        return Box(self.lower[rows], self.upper[rows])
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Box:
+        interval = self.box() if dtype is None else self.box().narrow(dtype)
+        return Box(interval.lower.to(device=device), interval.upper.to(device=device))
