@@ -11,6 +11,7 @@ from verifier.errors import OptionsError
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "float64"]
 Method = Literal["auto", "interval", "crown", "alpha-crown"]
+BoundMethod = Literal["interval", "forward", "crown-ibp", "crown", "alpha-crown"]
 Branching = Literal["auto", "input", "activation"]
 
 
@@ -87,11 +88,11 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise OptionsError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
 
 
-def _check_number(name: str, value: object) -> None:
+def _check_number(name: str, value: Any) -> None:
     if value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or math.isnan(value) or value <= 0:
+    if not number or not value > 0:  # NaN is not greater than 0 either
         raise OptionsError(f"{name} must be a positive number, or None for no limit, not {value!r}.")
 
 

@@ -33,16 +33,16 @@ def describe(p: Progress) -> str:
 @contextmanager
 def display(stream: TextIO | None = None) -> Iterator[ProgressCallback]:
     """Yields the callback to give to a search. `stream` is stderr unless told; rich serves terminals only."""
-    stream = sys.stderr if stream is None else stream
-    if not stream.isatty():
-        yield _throttled(lambda p: _plain(p, stream), _PLAIN_PERIOD)
+    target = stream or sys.stderr
+    if not target.isatty():
+        yield throttled(lambda p: _plain(p, target), _PLAIN_PERIOD)
         return
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    with Live(Text(""), console=Console(file=stream), refresh_per_second=4, transient=True) as live:
-        yield _throttled(
+    with Live(Text(""), console=Console(file=target), refresh_per_second=4, transient=True) as live:
+        yield throttled(
             lambda p: live.update(Text(describe(p), overflow="ellipsis", no_wrap=True)), _LIVE_PERIOD
         )
 
@@ -52,7 +52,8 @@ def _plain(p: Progress, stream: TextIO) -> None:
     stream.flush()
 
 
-def _throttled(show: ProgressCallback, period: float) -> ProgressCallback:
+def throttled(show: ProgressCallback, period: float) -> ProgressCallback:
+    """`show`, called at most once per `period` seconds; the calls between are dropped."""
     last = -math.inf
 
     def call(p: Progress) -> None:

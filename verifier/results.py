@@ -32,9 +32,9 @@ class Status(Enum):
         """What the verdict means and what to do next, in full sentences."""
         return _STATUS_ADVICE[self]
 
-    def printed(self, vnnlib: str = "1.0") -> str:
+    def printed(self, vnnlib_version: int = 1) -> str:
         """The first line on stdout: VNN-LIB 2.0 spells a time-out `timed-out`."""
-        return "timed-out" if self is Status.TIMEOUT and vnnlib.startswith("2") else self.value
+        return "timed-out" if self is Status.TIMEOUT and vnnlib_version == 2 else self.value
 
 
 _STATUS_ADVICE = {
@@ -114,11 +114,13 @@ class Counterexample:
 
     `outputs` are onnxruntime's (or the module's) at `inputs`. `tolerance` is 0 when the inputs lie in the
     exact input set, else how far they may lie outside because no float lies inside (at most 1e-4).
+    `assignment` is the same point as text, in the format of the query's VNN-LIB version.
     """
 
     inputs: Mapping[str, np.ndarray]
     outputs: Mapping[str, np.ndarray]
     tolerance: float = 0.0
+    assignment: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,104 @@
+"""`verifier bounds`: the ranges of outputs and named nodes over a set of inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from verifier.errors import OptionsError, VerifierError
+from verifier.options import BoundMethod
+from verifier.report.columns import columns
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from verifier.sets import InputSet
+
+_SHOWN = 20  # elements of one tensor that are listed before only the extremes are
+
+
+def command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, .gz too.")],
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="SPEC", help="Take the input set of this VNN-LIB query.")
+    ] = None,
+    center: Annotated[
+        Path | None, typer.Option("--input", metavar="FILE", help="A point, as .npy or .npz with one array.")
+    ] = None,
+    eps: Annotated[float | None, typer.Option(help="Radius around --input, in its units.")] = None,
+    norm: Annotated[Literal["inf", "2", "1"], typer.Option(help="The norm of that radius.")] = "inf",
+    method: Annotated[BoundMethod, typer.Option(help="Bounds to use.")] = "alpha-crown",
+    node: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Bound this node as well.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all bounds to this .npz.")] = None,
+) -> None:
+    """Bound the outputs and named nodes of MODEL over a set of inputs."""
+    if (spec is None) == (center is None) or (center is None) != (eps is None):
+        raise OptionsError(
+            "give the input set once: either SPEC, or --input FILE together with --eps RADIUS."
+        )
+    nodes = tuple(node or ())
+
+    from verifier import api
+
+    inputs = spec if center is None else _set_around(center, eps or 0.0, norm)
+    found = api.compute_bounds(model, inputs, method=method, nodes=nodes)
+    ranges: dict[str, Any] = {"output": (found.lower, found.upper)}
+    ranges |= {name: (found[name].lower, found[name].upper) for name in nodes}
+    arrays = {
+        name: (low.detach().cpu().numpy(), high.detach().cpu().numpy())
+        for name, (low, high) in ranges.items()
+    }
+    rows = [row for name, (low, high) in arrays.items() for row in _rows(name, low, high)]
+    typer.echo(columns(("node", "element", "lower", "upper"), rows))
+    if out is not None:
+        _write(out, arrays)
+
+
+def _set_around(file: Path, eps: float, norm: str) -> InputSet:
+    import numpy as np
+    import torch
+
+    from verifier.sets import Ball, Box
+
+    try:
+        loaded = np.load(file)
+    except (OSError, ValueError) as error:
+        raise VerifierError(
+            f"{file} cannot be read as .npy or .npz ({error}). Write it with numpy.save."
+        ) from error
+    if isinstance(loaded, np.lib.npyio.NpzFile):
+        if len(loaded.files) != 1:
+            raise VerifierError(f"{file} has the arrays {', '.join(loaded.files)}. Give a file with one.")
+        loaded = loaded[loaded.files[0]]
+    x = torch.as_tensor(loaded).unsqueeze(0)
+    if not x.dtype.is_floating_point:
+        raise VerifierError(f"{file} holds {loaded.dtype}, and a point of an input set needs floats.")
+    try:
+        return Box.around(x, eps) if norm == "inf" else Ball.around(x, eps, 2 if norm == "2" else 1)
+    except ValueError as error:
+        raise VerifierError(f"no input set around {file} with --eps {eps:g}: {error}") from error
+
+
+def _rows(name: str, low: np.ndarray, high: np.ndarray) -> list[tuple[str, str, str, str]]:
+    """One row per element of a small tensor; of a large one the whole range and the widest element."""
+    low, high = low.reshape(-1), high.reshape(-1)
+    if low.size <= _SHOWN:
+        return [
+            (name, str(i), f"{a:.7g}", f"{b:.7g}") for i, (a, b) in enumerate(zip(low, high, strict=True))
+        ]
+    widest = int((high - low).argmax())
+    return [
+        (name, f"all {low.size}", f"{low.min():.7g}", f"{high.max():.7g}"),
+        (name, f"widest, {widest}", f"{low[widest]:.7g}", f"{high[widest]:.7g}"),
+    ]
+
+
+def _write(out: Path, arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    import numpy as np
+
+    flat = {
+        f"{name}/{end}": pair[i] for name, pair in arrays.items() for i, end in enumerate(("lower", "upper"))
+    }
+    np.savez(out, **flat)  # type: ignore[arg-type]
