@@ -104,12 +104,13 @@ def matmul_constant(builder: Builder, x: Value, matrix: Tensor, left: bool) -> V
         matrix = matrix.unsqueeze(0 if left else 1)
     shape = builder.shape(x)
     x_vector = len(shape) == 1
+    if left and x_vector and matrix.dim() == 2:
+        y = builder.add(Linear(matrix.contiguous()), x)
+        return reshape(builder, y, ()) if vector else y
     if left and x_vector:
         x = reshape(builder, x, (*shape, 1))
     if not left and matrix.dim() == 2:
         y = builder.add(Linear(matrix.T.contiguous()), x)
-    elif left and x_vector and matrix.dim() == 2:
-        y = reshape(builder, builder.add(Linear(matrix.contiguous()), reshape(builder, x, shape)), (-1, 1))
     else:
         y = builder.add(ConstantMatMul(matrix, left), x)
     out = builder.shape(y)

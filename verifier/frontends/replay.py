@@ -1,0 +1,152 @@
+"""Running a model in onnxruntime, and comparing its conversion with onnxruntime."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from verifier.errors import ModelError
+from verifier.frontends.onnx import OnnxModel, intermediate
+from verifier.graph import Graph
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_SLACK = 32.0
+"""How many times the difference between float32 and float64 two float32 evaluations may differ."""
+_FLOOR = 1e-5
+"""And relative to the largest value of a tensor, what is never worth a complaint."""
+
+
+@functools.lru_cache(maxsize=8)
+def session(model: OnnxModel) -> onnxruntime.InferenceSession:
+    """onnxruntime on the model as it was read, on the CPU with one thread. Raises ModelError where it refuses."""
+    return _session(model.data, model.source)
+
+
+def _session(data: bytes, source: str) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise ModelError(
+            f"onnxruntime cannot load the model {source}: {error}. Counterexamples could not be replayed; export the "
+            "model again, perhaps with another opset."
+        ) from error
+
+
+def run(model: OnnxModel, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Outputs in onnxruntime, [N, *shape] each, for inputs [N, *shape] (cast to the model's dtypes).
+
+    Points are run one by one, as a judge of a counterexample would: a batched product may round differently, and
+    some models fix their batch to 1. Raises ModelError where onnxruntime fails.
+    """
+    return _run(session(model), model, inputs, list(model.outputs))
+
+
+def _run(
+    runtime: onnxruntime.InferenceSession, model: OnnxModel, inputs: Sequence[np.ndarray], names: list[str]
+) -> list[np.ndarray]:
+    arrays = [np.ascontiguousarray(x, dtype=d) for x, d in zip(inputs, model.input_dtypes, strict=True)]
+    points = []
+    for i in range(len(arrays[0])):
+        feed = {n: x[i].reshape(s) for n, x, s in zip(model.inputs, arrays, model.input_shapes, strict=True)}
+        try:
+            points.append(runtime.run(names, feed))
+        except Exception as error:  # as above
+            raise ModelError(f"onnxruntime fails to run the model {model.source}: {error}") from error
+    return [np.stack(values) for values in zip(*points, strict=True)]
+
+
+def check(model: OnnxModel, samples: int = 4, seed: int = 0) -> None:
+    """Compare the graph with onnxruntime on random points.
+
+    Both are held against a float64 evaluation; the tolerance is a multiple of what float32 and a perturbation of
+    the inputs in their last digits change, so a point near a discontinuity does not count. Raises ModelError that
+    names the first differing node.
+    """
+    points = _points(model, samples, seed)
+    for name, worst in _differences(model, model.graph, points, model.outputs, run(model, points)):
+        if worst > 1:
+            raise ModelError(_explain(model, points, name))
+
+
+def _points(model: OnnxModel, samples: int, seed: int) -> list[np.ndarray]:
+    """Half of the points normally distributed, half uniform in [0, 1], in the model's own dtype."""
+    random = np.random.default_rng(seed)
+    points = []
+    for shape, dtype in zip(model.input_shapes, model.input_dtypes, strict=True):
+        normal = random.standard_normal((samples - samples // 2, *shape))
+        uniform = random.random((samples // 2, *shape))
+        points.append(np.concatenate([normal, uniform]).astype(dtype))
+    return points
+
+
+def _differences(
+    model: OnnxModel, graph: Graph, points: list[np.ndarray], names: Sequence[str], theirs: list[np.ndarray]
+) -> list[tuple[str, float]]:
+    """For each output of `graph` its largest distance to `theirs` in units of the tolerance, over all points."""
+    exact = [torch.from_numpy(p).double() for p in points]
+    ours = graph.evaluate(exact)
+    floats = graph.to(torch.float32).evaluate([x.float() for x in exact])
+    eps = float(max(np.finfo(d).eps for d in model.input_dtypes))
+    generator = torch.Generator().manual_seed(1)
+    signs = [torch.randint(0, 2, x.shape, generator=generator).double() * 2 - 1 for x in exact]
+    moved = [
+        graph.evaluate([x + s * step * eps * x.abs().clamp(min=0.1) for x, s in zip(exact, signs, strict=True)])
+        for step in (1.0, -1.0, 4.0)
+    ]
+    result = []
+    for i, (name, value, other) in enumerate(zip(names, ours, theirs, strict=True)):
+        if tuple(value.shape[1:]) != other.shape[1:]:
+            result.append((name, float("inf")))
+        elif value.numel():
+            distance = (torch.from_numpy(other.astype(np.float64)) - value).abs().flatten(1).amax(1)
+            variants = [floats[i].double(), *[m[i] for m in moved]]
+            noise = torch.stack([(v - value).abs().flatten(1).amax(1) for v in variants]).amax(0)
+            tolerance = _SLACK * noise + _FLOOR * value.abs().flatten(1).amax(1) + 1e-30
+            # Where our own value overflows, nothing can be compared.
+            ratio = torch.where(value.flatten(1).isfinite().all(1), distance / tolerance, torch.zeros_like(distance))
+            result.append((name, float(ratio.nan_to_num(nan=torch.inf).amax())))
+    return result
+
+
+def _explain(model: OnnxModel, points: list[np.ndarray], output: str) -> str:
+    """Which node differs first: found by exposing every value of the model."""
+    import onnx
+
+    names, graph = intermediate(model)
+    proto = onnx.ModelProto()
+    proto.ParseFromString(model.data)
+    makers = {o: n for n in proto.graph.node for o in n.output}
+    del proto.graph.output[:]
+    names_kept = [n for n in names if n in makers]
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in names_kept)
+    advice = "The import is wrong, which is a bug of verifier: please report it with the model."
+    head = f"The imported network {model.source} disagrees with onnxruntime on random inputs"
+    try:
+        theirs = _run(_session(proto.SerializeToString(), model.source), model, points, names_kept)
+        ours = dict(_differences(model, graph, points, names, _aligned(names, names_kept, theirs)))
+    except (ModelError, ValueError, RuntimeError):
+        return f"{head}, at the output {output!r}. {advice}"
+    for name in names_kept:
+        if ours.get(name, 0.0) > 1:
+            node = makers[name]
+            return f"{head}, first at node {node.name or '(no name)'!r} ({node.op_type}), value {name!r}. {advice}"
+    return f"{head}, at the output {output!r}, although each node agrees: a fusion after the import is wrong. {advice}"
+
+
+def _aligned(names: Sequence[str], kept: list[str], theirs: list[np.ndarray]) -> list[np.ndarray]:
+    known = dict(zip(kept, theirs, strict=True))
+    if len(known) != len(names):
+        raise ValueError("Inlined functions hide some values.")
+    return [known[n] for n in names]

@@ -1,0 +1,296 @@
+"""Convolutions over one to three dimensions, and their transposes: Conv, ConvTranspose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from verifier.graph import Affine, Builder, Value
+from verifier.graph.op import Shape
+from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+
+_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+
+
+@dataclass(frozen=True)
+class Window:
+    """The geometry of a sliding window, one entry per spatial dimension; `after` may differ from `before`.
+
+    For a convolution `before` and `after` pad the argument; for its transpose they crop the result.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @property
+    def extent(self) -> tuple[int, ...]:
+        """How many elements the window spans, dilation included."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    def positions(self, size: Sequence[int]) -> tuple[int, ...]:
+        """How many windows fit into a padded argument of the given spatial size."""
+        numbers = zip(size, self.before, self.after, self.extent, self.stride, strict=True)
+        return tuple((n + b + a - e) // s + 1 for n, b, a, e, s in numbers)
+
+    def pads(self, before: Sequence[int], after: Sequence[int]) -> list[int]:
+        """In the order that torch's pad takes: last dimension first."""
+        return [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
+
+
+def _image(x: Tensor) -> Tensor:
+    """[B, N, C, *spatial] to [B N, C, *spatial]."""
+    return x.flatten(0, 1)
+
+
+def _check(op: str, shape: Shape, window: Window, channels: int) -> None:
+    if len(shape) != len(window.kernel) + 2 or shape[1] != channels:
+        raise ValueError(
+            f"A {op} with a {len(window.kernel)}-dimensional kernel and {channels} input channels cannot take a "
+            f"value of shape {shape}."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Conv(Affine):
+    """Cross-correlation of [N, C, *spatial] with `weight` [out, C / groups, *kernel], plus `bias` [out] or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+    window: Window
+    groups: int = 1
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        _check("Conv", shapes[0], self.window, self.weight.shape[1] * self.groups)
+        spatial = self.window.positions(shapes[0][2:])
+        if min(spatial, default=1) < 1:
+            raise ValueError(f"A Conv kernel of size {self.window.kernel} does not fit into a value of shape {shapes[0]}.")
+        return (shapes[0][0], self.weight.shape[0], *spatial)
+
+    def fan_in(self, *shapes: Shape) -> int:
+        return math.prod(self.weight.shape[1:]) + 1
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        w = self.window
+        y, padding = _image(x), w.before
+        if w.before != w.after:
+            y, padding = functional.pad(y, w.pads(w.before, w.after)), (0,) * len(w.kernel)
+        y = _CONV[len(w.kernel)](y, weight, bias, w.stride, padding, w.dilation, self.groups)
+        return y.unflatten(0, x.shape[:2])
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return self._convolve(xs[0], self.weight, self.bias)
+
+    def absolute(self, *xs: Tensor) -> Tensor:
+        return self._convolve(xs[0], self.weight.abs(), None)
+
+    def offset(self, *shapes: Shape) -> Tensor | None:
+        if self.bias is None:
+            return None
+        return self.bias.view(-1, *[1] * len(self.window.kernel)).expand(self.output_shape(*shapes))
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        w, spatial = self.window, shapes[0][2:]
+        # Elements at the far end that no window reaches: a stride may skip them.
+        rest = [
+            n + b + a - ((o - 1) * s + e)
+            for n, b, a, o, s, e in zip(
+                spatial, w.before, w.after, coefficients.shape[4:], w.stride, w.extent, strict=True
+            )
+        ]
+        flat = coefficients.flatten(0, 2)
+        convolve = _CONV_TRANSPOSE[len(w.kernel)]
+        if w.before == w.after:
+            x = convolve(flat, self.weight, None, w.stride, w.before, rest, self.groups, w.dilation)
+        else:
+            x = convolve(flat, self.weight, None, w.stride, 0, 0, self.groups, w.dilation)
+            after = [r - a for r, a in zip(rest, w.after, strict=True)]
+            x = functional.pad(x, w.pads([-b for b in w.before], after))
+        return x.unflatten(0, coefficients.shape[:3])
+
+
+@dataclass(frozen=True, eq=False)
+class ConvTranspose(Affine):
+    """The transpose of a convolution with `weight` [C, out / groups, *kernel], plus `bias` [out] or None.
+
+    `extra` elements are appended at the far end of each spatial dimension (output padding) before cropping.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    window: Window
+    extra: tuple[int, ...]
+    groups: int = 1
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        _check("ConvTranspose", shapes[0], self.window, self.weight.shape[0])
+        w = self.window
+        numbers = zip(shapes[0][2:], w.stride, w.extent, self.extra, w.before, w.after, strict=True)
+        spatial = tuple((n - 1) * s + e + x - b - a for n, s, e, x, b, a in numbers)
+        if min(spatial) < 1:
+            raise ValueError(f"A ConvTranspose of a value of shape {shapes[0]} with this cropping is empty.")
+        return (shapes[0][0], self.weight.shape[1] * self.groups, *spatial)
+
+    def fan_in(self, *shapes: Shape) -> int:
+        return self.weight.shape[0] // self.groups * math.prod(self.window.kernel) + 1
+
+    def _spread(self, x: Tensor, weight: Tensor) -> Tensor:
+        w = self.window
+        y = _CONV_TRANSPOSE[len(w.kernel)](_image(x), weight, None, w.stride, 0, 0, self.groups, w.dilation)
+        after = [e - a for e, a in zip(self.extra, w.after, strict=True)]
+        return functional.pad(y, w.pads([-b for b in w.before], after)).unflatten(0, x.shape[:2])
+
+    def _bias(self) -> Tensor | None:
+        return None if self.bias is None else self.bias.view(-1, *[1] * len(self.window.kernel))
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        y, bias = self._spread(xs[0], self.weight), self._bias()
+        return y if bias is None else y + bias
+
+    def absolute(self, *xs: Tensor) -> Tensor:
+        return self._spread(xs[0], self.weight.abs())
+
+    def offset(self, *shapes: Shape) -> Tensor | None:
+        bias = self._bias()
+        return None if bias is None else bias.expand(self.output_shape(*shapes))
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        w = self.window
+        flat = coefficients.flatten(0, 2)
+        before_extra = [a - e for e, a in zip(self.extra, w.after, strict=True)]
+        flat = functional.pad(flat, w.pads(w.before, before_extra))
+        x = _CONV[len(w.kernel)](flat, self.weight, None, w.stride, 0, w.dilation, self.groups)
+        return x.unflatten(0, coefficients.shape[:3])
+
+
+def window_of(node: OnnxNode, kernel: Sequence[int], size: Sequence[int]) -> Window:
+    """The geometry that a node's attributes describe, for an argument of spatial `size` (for auto_pad)."""
+    rank = len(kernel)
+    if rank not in _CONV or len(size) != rank:
+        raise Unsupported(f"a kernel with {rank} spatial dimensions on a value with {len(size)}")
+    stride = tuple(node.attributes.get("strides", [1] * rank))
+    dilation = tuple(node.attributes.get("dilations", [1] * rank))
+    pads = tuple(node.attributes.get("pads", [0] * 2 * rank))
+    mode = node.attributes.get("auto_pad", "NOTSET")
+    if mode in ("SAME_UPPER", "SAME_LOWER"):
+        extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+        total = [max((-(-n // s) - 1) * s + e - n, 0) for n, s, e in zip(size, stride, extents, strict=True)]
+        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+        pads = (*small, *large) if mode == "SAME_UPPER" else (*large, *small)
+    elif mode == "VALID":
+        pads = (0,) * 2 * rank
+    if min(pads, default=0) < 0:
+        raise Unsupported("negative pads")
+    return Window(tuple(kernel), stride, dilation, pads[:rank], pads[rank:])
+
+
+def _weights(builder: Builder, node: OnnxNode) -> tuple[Tensor, Tensor | None]:
+    weight = node.constant(builder, 1, "weight")
+    if weight is None:
+        raise Unsupported("the weight is missing")
+    return weight, node.constant(builder, 2, "bias")
+
+
+@onnx_op("Conv", note="constant weights; 1 to 3 spatial dimensions")
+def _conv(builder: Builder, node: OnnxNode) -> Value:
+    weight, bias = _weights(builder, node)
+    x = node.required(0)
+    window = window_of(node, weight.shape[2:], builder.shape(x)[2:])
+    return builder.add(Conv(weight, bias, window, node.attributes.get("group", 1)), x)
+
+
+@onnx_op("ConvTranspose", note="constant weights; 1 to 3 spatial dimensions")
+def _conv_transpose(builder: Builder, node: OnnxNode) -> Value:
+    weight, bias = _weights(builder, node)
+    x = node.required(0)
+    size = builder.shape(x)[2:]
+    rank = len(size)
+    extra = tuple(node.attributes.get("output_padding", [0] * rank))
+    mode = node.attributes.get("auto_pad", "NOTSET")
+    free = OnnxNode(
+        node.op_type, node.name, node.inputs, {**node.attributes, "auto_pad": "NOTSET"}, node.opset, node.outputs
+    )
+    window = window_of(free, weight.shape[2:], size)
+    wanted = node.attributes.get("output_shape")
+    if wanted is not None or mode.startswith("SAME"):
+        wanted = wanted[-rank:] if wanted is not None else [n * s for n, s in zip(size, window.stride, strict=True)]
+        full = zip(size, window.stride, window.extent, extra, wanted, strict=True)
+        total = [(n - 1) * s + e + x - o for n, s, e, x, o in full]
+        # A negative total lengthens the result at its far end.
+        extra = tuple(e + max(-t, 0) for e, t in zip(extra, total, strict=True))
+        total = [max(t, 0) for t in total]
+        small, large = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+        before, after = (small, large) if mode == "SAME_UPPER" else (large, small)
+        window = Window(window.kernel, window.stride, window.dilation, before, after)
+    elif mode == "VALID":
+        window = Window(window.kernel, window.stride, window.dilation, (0,) * rank, (0,) * rank)
+    return builder.add(ConvTranspose(weight, bias, window, extra, node.attributes.get("group", 1)), x)
+
+
+def _numbers(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * rank if len(values) == 1 else values
+
+
+@aten_op("conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding")
+def _aten_conv(
+    builder: Builder,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Value:
+    w, b = _constants(builder, weight, bias)
+    rank = w.dim() - 2
+    stride, dilation = _numbers(stride, rank), _numbers(dilation, rank)
+    if isinstance(padding, str):
+        total = [0 if padding == "valid" else d * (k - 1) for d, k in zip(dilation, w.shape[2:], strict=True)]
+        before = tuple(t // 2 for t in total)
+        after = tuple(t - t // 2 for t in total)
+    else:
+        before = after = _numbers(padding, rank)
+    return builder.add(Conv(w, b, Window(tuple(w.shape[2:]), stride, dilation, before, after), groups), x)
+
+
+@aten_op("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
+def _aten_conv_transpose(
+    builder: Builder,
+    x: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Value:
+    w, b = _constants(builder, weight, bias)
+    rank = w.dim() - 2
+    pads = _numbers(padding, rank)
+    window = Window(tuple(w.shape[2:]), _numbers(stride, rank), _numbers(dilation, rank), pads, pads)
+    return builder.add(ConvTranspose(w, b, window, _numbers(output_padding, rank), groups), x)
+
+
+def _constants(builder: Builder, weight: Value, bias: Value | None) -> tuple[Tensor, Tensor | None]:
+    w = builder.tensor(weight)
+    b = None if bias is None else builder.tensor(bias)
+    if w is None or (bias is not None and b is None):
+        raise Unsupported("a weight that depends on the network's input")
+    return w, b
+
+
+def depthwise(channels: int, window: Window, like: torch.dtype = torch.float64) -> Conv:
+    """A convolution that sums each channel over the window by itself."""
+    weight = torch.ones(channels, 1, *window.kernel, dtype=like)
+    return Conv(weight, None, window, channels)
