@@ -1,2 +1,250 @@
-def fold(graph):
-    return graph
+"""Fusing chains of affine operators, so that the engines see as few nodes as possible.
+
+Linear, Conv and ConvTranspose swallow the scalings and shifts around them; consecutive matrices are multiplied where
+that saves work; rearrangements are composed; what does nothing is dropped. Exact but for float64 rounding of the
+fused constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Graph, Node, Op
+from verifier.graph.op import Shape
+from verifier.ops.arithmetic import ScaleShift
+from verifier.ops.convolution import Conv, ConvTranspose
+from verifier.ops.linear import Linear
+from verifier.ops.movement import Permute, Reshape, Take
+
+Rule = Callable[[Any, Any, Shape, Shape], "tuple[Op, ...] | None"]
+
+
+def fold(graph: Graph) -> Graph:
+    """An equal graph with fewer nodes. Graph inputs and outputs keep their order; a fused node has the name of its
+    last part."""
+    folder = _Folder(graph)
+    position = [folder.visit(i) for i in range(len(graph.nodes))]
+    return folder.finish([position[i] for i in graph.inputs], [position[i] for i in graph.outputs])
+
+
+class _Folder:
+    """`nodes` grows node by node; `uses[p]` counts what consumes node p, outputs included."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.nodes: list[Node] = []
+        self.uses: list[int] = []
+        self.position: list[int] = []
+
+    def visit(self, i: int) -> int:
+        node = self.graph.nodes[i]
+        uses = len(self.graph.users[i]) + self.graph.outputs.count(i)
+        placed = self.place(replace(node, inputs=tuple(self.position[j] for j in node.inputs)), uses)
+        self.position.append(placed)
+        return placed
+
+    def place(self, node: Node, uses: int) -> int:
+        """Append the node, merged with its producer where a rule allows it and nothing else needs the producer."""
+        if len(node.inputs) == 1:
+            source = node.inputs[0]
+            producer = self.nodes[source]
+            if _does_nothing(node.op, producer.shape):
+                self.uses[source] += uses - 1
+                return source
+            if len(producer.inputs) == 1 and self.uses[source] == 1:
+                before = producer.inputs[0]
+                shape = self.nodes[before].shape
+                rule = _RULES.get((type(producer.op), type(node.op)))
+                ops = rule(producer.op, node.op, shape, producer.shape) if rule else None
+                if ops is not None:
+                    return self._chain(ops, before, producer, node, uses)
+        self.nodes.append(node)
+        self.uses.append(uses)
+        return len(self.nodes) - 1
+
+    def _chain(self, ops: tuple[Op, ...], start: int, producer: Node, node: Node, uses: int) -> int:
+        position = start
+        for k, op in enumerate(ops):
+            last = k == len(ops) - 1
+            shape = op.output_shape(self.nodes[position].shape)
+            name, source = (node.name, node.source) if last else (producer.name, producer.source)
+            position = self.place(Node(name, op, (position,), shape, source), uses if last else 1)
+        return position
+
+    def finish(self, inputs: list[int], outputs: list[int]) -> Graph:
+        needed = {*inputs, *outputs}
+        for i in range(len(self.nodes) - 1, -1, -1):
+            if i in needed:
+                needed.update(self.nodes[i].inputs)
+        new = {old: k for k, old in enumerate(sorted(needed))}
+        nodes = tuple(
+            replace(self.nodes[old], inputs=tuple(new[j] for j in self.nodes[old].inputs)) for old in sorted(needed)
+        )
+        return Graph(nodes, tuple(new[i] for i in inputs), tuple(new[i] for i in outputs))
+
+
+def _does_nothing(op: Op, shape: Shape) -> bool:
+    if isinstance(op, Reshape):
+        return op.shape == shape
+    if isinstance(op, Permute):
+        return op.axes == tuple(range(len(shape)))
+    if isinstance(op, ScaleShift):
+        return (op.scale is None or bool((op.scale == 1).all())) and (op.shift is None or bool((op.shift == 0).all()))
+    return False
+
+
+def _along(tensor: Tensor | None, shape: Shape, axis: int) -> Tensor | None:
+    """A constant that varies only along `axis` of a value of `shape`, as [shape[axis]]; None where it varies more."""
+    if tensor is None:
+        return None
+    full = tensor.reshape((1,) * (len(shape) - tensor.dim()) + tuple(tensor.shape))
+    if any(n != 1 for d, n in enumerate(full.shape) if d != axis % len(shape)):
+        return None
+    return full.flatten().expand(shape[axis])
+
+
+def _vectors(op: ScaleShift, shape: Shape, axis: int) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift as vectors along `axis`, or None where they are not."""
+    scale, shift = _along(op.scale, shape, axis), _along(op.shift, shape, axis)
+    if (scale is None) != (op.scale is None) or (shift is None) != (op.shift is None):
+        return None
+    known = scale if scale is not None else shift
+    if known is None:
+        return None
+    return torch.ones_like(known) if scale is None else scale, torch.zeros_like(known) if shift is None else shift
+
+
+def _linear_scale(first: Linear, second: ScaleShift, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
+    vectors = _vectors(second, middle, -1)
+    if vectors is None:
+        return None
+    scale, shift = vectors
+    bias = shift if first.bias is None else first.bias * scale + shift
+    return (Linear(first.weight if second.scale is None else first.weight * scale.unsqueeze(1), bias),)
+
+
+def _scale_linear(first: ScaleShift, second: Linear, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
+    vectors = _vectors(first, middle, -1)
+    if vectors is None:
+        return None
+    scale, shift = vectors
+    moved = second.weight @ shift
+    bias = moved if second.bias is None else second.bias + moved
+    return (Linear(second.weight if first.scale is None else second.weight * scale, bias),)
+
+
+def _linear_linear(first: Linear, second: Linear, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
+    (inner, inputs), outputs = first.weight.shape, second.weight.shape[0]
+    if outputs * inputs > inner * (inputs + outputs):
+        return None
+    bias = second.bias
+    if first.bias is not None:
+        bias = second.weight @ first.bias if bias is None else second.weight @ first.bias + bias
+    return (Linear(second.weight @ first.weight, bias),)
+
+
+def _conv_scale(first: Conv, second: ScaleShift, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
+    vectors = _vectors(second, middle, 1)
+    if vectors is None:
+        return None
+    scale, shift = vectors
+    bias = shift if first.bias is None else first.bias * scale + shift
+    weight = first.weight * scale.view(-1, *[1] * (first.weight.dim() - 1))
+    return (replace(first, weight=weight, bias=bias),)
+
+
+def _conv_transpose_scale(
+    first: ConvTranspose, second: ScaleShift, shape: Shape, middle: Shape
+) -> tuple[Op, ...] | None:
+    vectors = _vectors(second, middle, 1)
+    if vectors is None:
+        return None
+    scale, shift = vectors
+    bias = shift if first.bias is None else first.bias * scale + shift
+    grouped = first.weight.unflatten(0, (first.groups, -1))
+    factor = scale.view(first.groups, 1, -1, *[1] * (first.weight.dim() - 2))
+    return (replace(first, weight=(grouped * factor).flatten(0, 1), bias=bias),)
+
+
+def _scale_conv(first: ScaleShift, second: Conv, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
+    """A shift before a padded convolution would have to change the padding: refused."""
+    vectors = _vectors(first, middle, 1)
+    padded = any(second.window.before) or any(second.window.after)
+    if vectors is None or (padded and first.shift is not None):
+        return None
+    scale, shift = vectors
+    view = (second.groups, 1, -1, *[1] * len(second.window.kernel))
+    grouped = second.weight.unflatten(0, (second.groups, -1))
+    moved = (grouped * shift.view(view)).flatten(0, 1).flatten(1).sum(1)
+    bias = moved if second.bias is None else second.bias + moved
+    return (replace(second, weight=(grouped * scale.view(view)).flatten(0, 1), bias=bias),)
+
+
+def _scale_scale(first: ScaleShift, second: ScaleShift, shape: Shape, middle: Shape) -> tuple[Op, ...]:
+    scale = first.scale if second.scale is None else second.scale
+    if first.scale is not None and second.scale is not None:
+        scale = first.scale * second.scale
+    shift = first.shift
+    if shift is not None and second.scale is not None:
+        shift = shift * second.scale
+    if second.shift is not None:
+        shift = second.shift if shift is None else shift + second.shift
+    return (ScaleShift(scale, shift),)
+
+
+def _scale_reshape(first: ScaleShift, second: Reshape, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
+    """Reshape first: the scaling then stands next to what can swallow it."""
+    tensors = [
+        t if t is None or t.numel() == 1 else t.expand(middle).reshape(second.shape) for t in (first.scale, first.shift)
+    ]
+    tensors = [t.reshape(()) if t is not None and t.numel() == 1 else t for t in tensors]
+    return (second, ScaleShift(*tensors))
+
+
+def _reshape_reshape(first: Reshape, second: Reshape, shape: Shape, middle: Shape) -> tuple[Op, ...]:
+    return (second,)
+
+
+def _permute_permute(first: Permute, second: Permute, shape: Shape, middle: Shape) -> tuple[Op, ...]:
+    return (Permute(tuple(first.axes[a] for a in second.axes)),)
+
+
+def _take_take(first: Take, second: Take, shape: Shape, middle: Shape) -> tuple[Op, ...]:
+    return (Take(first.index[second.index], second.shape),)
+
+
+def _take_reshape(first: Take, second: Reshape, shape: Shape, middle: Shape) -> tuple[Op, ...]:
+    return (Take(first.index, second.shape),)
+
+
+def _reshape_take(first: Reshape, second: Take, shape: Shape, middle: Shape) -> tuple[Op, ...]:
+    return (second,)
+
+
+def _permute_take(first: Permute, second: Take, shape: Shape, middle: Shape) -> tuple[Op, ...]:
+    index = torch.arange(math.prod(shape), device=second.index.device).view(shape).permute(first.axes).flatten()
+    return (Take(index[second.index], second.shape),)
+
+
+_RULES: dict[tuple[type[Op], type[Op]], Rule] = {
+    (Linear, ScaleShift): _linear_scale,
+    (ScaleShift, Linear): _scale_linear,
+    (Linear, Linear): _linear_linear,
+    (Conv, ScaleShift): _conv_scale,
+    (ConvTranspose, ScaleShift): _conv_transpose_scale,
+    (ScaleShift, Conv): _scale_conv,
+    (ScaleShift, ScaleShift): _scale_scale,
+    (ScaleShift, Reshape): _scale_reshape,
+    (Reshape, Reshape): _reshape_reshape,
+    (Permute, Permute): _permute_permute,
+    (Take, Take): _take_take,
+    (Take, Reshape): _take_reshape,
+    (Reshape, Take): _reshape_take,
+    (Permute, Take): _permute_take,
+}
