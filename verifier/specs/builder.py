@@ -1,7 +1,9 @@
-"""Collects comparisons and connectives from a parser into a `Formula`, simple comparisons into one `RowTable`."""
+"""Collects comparisons and connectives into a `Formula`; simple comparisons go into one `RowTable`."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
@@ -25,12 +27,13 @@ from verifier.specs.formula import (
     conjunction,
     disjunction,
     negation,
-    sum_of,
 )
 
-NUMERAL = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
-MAX_EXPONENT = 4000
-"""Largest decimal exponent accepted: exact arithmetic on larger ones would exhaust memory."""
+# longer exponents would exhaust memory in exact arithmetic
+_NUMERAL = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?"
+NUMERAL = re.compile(_NUMERAL, re.ASCII)
+NUMERALS = re.compile(rf"(?:(?:{_NUMERAL}) )*+", re.ASCII)
+"""Many numerals, a space after each."""
 
 Rows = tuple[int, int]
 """Rows ``start : stop`` of the table under construction, a conjunction."""
@@ -52,11 +55,8 @@ _COMPARE = {
 
 
 def is_numeral(text: str) -> bool:
-    """Whether `text` is a decimal number, with an exponent of sane size."""
-    if NUMERAL.fullmatch(text) is None:
-        return False
-    exponent = re.search(r"[eE](.+)", text)
-    return exponent is None or abs(int(exponent[1][:9])) <= MAX_EXPONENT
+    """Whether `text` is a decimal number, with at most three digits of exponent."""
+    return NUMERAL.fullmatch(text) is not None
 
 
 def exact_text(value: Fraction | float | int) -> str:
@@ -81,23 +81,35 @@ def exact_text(value: Fraction | float | int) -> str:
     return sign + (f"{body[:-digits]}.{body[-digits:]}" if digits else f"{body}.0")
 
 
+@functools.lru_cache(maxsize=4096)
+def _constant(text: str) -> Polynomial:
+    return Polynomial.constant(Fraction(text))
+
+
 def polynomial(expr: Expr) -> Polynomial:
     """`expr` as a polynomial with exact coefficients."""
     if isinstance(expr, int):
         return Polynomial.variable(expr)
     if isinstance(expr, str):
-        return Polynomial.constant(Fraction(expr))
+        return _constant(expr)
     return expr
 
 
 class FormulaBuilder:
     """Grows a table of rows; `finish` freezes it and turns items into a `Formula`."""
 
-    def __init__(self) -> None:
-        self.left: list[int] = []
-        self.relation: list[int] = []
-        self.right: list[int] = []
-        self.numerals: dict[str, int] = {}
+    def __init__(
+        self,
+        left: list | None = None,
+        relation: list | None = None,
+        right: list | None = None,
+        numerals: dict[str, int] | None = None,
+    ) -> None:
+        """Start with the given columns, which it takes over; `numerals` numbers the texts from 0."""
+        self.left: list[int] = left or []
+        self.relation: list[int] = relation or []
+        self.right: list[int] = right or []
+        self.numerals: dict[str, int] = numerals or {}
 
     def numeral(self, text: str) -> int:
         """The negative code of a numeral's text in the column `right`."""
@@ -118,7 +130,7 @@ class FormulaBuilder:
             return self.row(left, relation, self.numeral(right))
         if isinstance(left, str) and isinstance(right, int):
             return self.row(right, relation.mirrored, self.numeral(left))
-        expr = sum_of((polynomial(left), -polynomial(right)))
+        expr = polynomial(left) - polynomial(right)
         if not expr.degree:
             return TRUE if _COMPARE[relation](expr.offset) else FALSE
         monomial, factor = expr.terms[-1]
@@ -135,7 +147,7 @@ class FormulaBuilder:
         if relation is Relation.NE:
             pairs = [(a, b) for i, a in enumerate(operands) for b in operands[i + 1 :]]
         else:
-            pairs = list(zip(operands, operands[1:], strict=False))
+            pairs = list(itertools.pairwise(operands))
         items = [self.compare(relation, a, b) for a, b in pairs]
         return items[0] if len(items) == 1 else ("and", items)
 
@@ -147,7 +159,9 @@ class FormulaBuilder:
             children = [self.negated(child) for child in item[1]]  # type: ignore[union-attr]
             return ("or" if item[0] == "and" else "and", children)
         rows = range(*item)  # type: ignore[arg-type]
-        return ("or", [self.row(self.left[i], Relation(self.relation[i]).negated, self.right[i]) for i in rows])
+        flipped = [Relation(self.relation[i]).negated for i in rows]
+        pairs = zip(rows, flipped, strict=True)
+        return ("or", [self.row(self.left[i], relation, self.right[i]) for i, relation in pairs])
 
     def finish(self, items: Iterable[Item]) -> Formula:
         """The conjunction of `items`; raises `SpecError` when it is nested too deeply."""

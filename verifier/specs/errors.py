@@ -8,7 +8,7 @@ from verifier.errors import VerifierError
 class SpecError(VerifierError):
     """A property that cannot be used: syntax, names, shapes, missing bounds.
 
-    ``str`` gives ``file:line:column: message; hint``, leaving out what is unknown. ``line`` and ``column`` count from 1.
+    ``str`` gives ``file:line:column: message; hint`` without what is unknown. Lines and columns count from 1.
     """
 
     def __init__(

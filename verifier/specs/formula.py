@@ -1,12 +1,13 @@
 """Formulas over the flat vector of all declared variable elements, with exact coefficients.
 
-A formula is a tree of `And`, `Or` and two kinds of leaves: `Atom`, a polynomial compared with zero, and `Clauses`, many
-simple comparisons held in arrays (a file of 10 MB has half a million of them).
+A formula is a tree of `And`, `Or` and two kinds of leaves: `Atom`, a polynomial compared with zero, and
+`Clauses`, many simple comparisons held in arrays (a file of 10 MB has half a million of them).
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -46,13 +47,15 @@ class Relation(enum.IntEnum):
 MIRRORED = (Relation.GE, Relation.GT, Relation.EQ, Relation.NE, Relation.LE, Relation.LT)
 NEGATED = (Relation.GT, Relation.GE, Relation.NE, Relation.EQ, Relation.LT, Relation.LE)
 
+_ONE = Fraction(1)
+
 Monomial = tuple[int, ...]
 """Sorted variable indices, repeated for powers; ``()`` is the constant."""
 
 
 @dataclass(frozen=True)
 class Polynomial:
-    """``sum(coefficient * product of variables)``; `terms` are sorted, distinct and have nonzero coefficients."""
+    """``sum(coefficient * product of variables)``; `terms` are sorted, distinct and not zero."""
 
     terms: tuple[tuple[Monomial, Fraction], ...] = ()
 
@@ -62,11 +65,11 @@ class Polynomial:
 
     @classmethod
     def constant(cls, value: Fraction | int) -> Polynomial:
-        return cls.of({(): Fraction(value)})
+        return cls((((), Fraction(value)),)) if value else cls()
 
     @classmethod
     def variable(cls, index: int) -> Polynomial:
-        return cls((((index,), Fraction(1)),))
+        return cls((((index,), _ONE),))
 
     @property
     def degree(self) -> int:
@@ -85,20 +88,26 @@ class Polynomial:
         return Polynomial(tuple((m, c * factor) for m, c in self.terms)) if factor else Polynomial()
 
     def __neg__(self) -> Polynomial:
-        return self.scaled(Fraction(-1))
+        return Polynomial(tuple((m, -c) for m, c in self.terms))
 
     def __add__(self, other: Polynomial) -> Polynomial:
         return sum_of((self, other))
 
     def __sub__(self, other: Polynomial) -> Polynomial:
-        return sum_of((self, -other))
+        terms = dict(self.terms)
+        for monomial, coefficient in other.terms:
+            terms[monomial] = terms[monomial] - coefficient if monomial in terms else -coefficient
+        return Polynomial.of(terms)
 
     def __mul__(self, other: Polynomial) -> Polynomial:
+        small, large = sorted((self, other), key=lambda p: len(p.terms))
+        if not small.degree:
+            return large.scaled(small.offset)
         terms: dict[Monomial, Fraction] = {}
-        for left, a in self.terms:
-            for right, b in other.terms:
+        for left, a in small.terms:
+            for right, b in large.terms:
                 monomial = tuple(sorted(left + right))
-                terms[monomial] = terms.get(monomial, Fraction(0)) + a * b
+                terms[monomial] = terms[monomial] + a * b if monomial in terms else a * b
         return Polynomial.of(terms)
 
 
@@ -107,7 +116,7 @@ def sum_of(polynomials: Iterable[Polynomial]) -> Polynomial:
     terms: dict[Monomial, Fraction] = {}
     for polynomial in polynomials:
         for monomial, coefficient in polynomial.terms:
-            terms[monomial] = terms.get(monomial, Fraction(0)) + coefficient
+            terms[monomial] = terms[monomial] + coefficient if monomial in terms else coefficient
     return Polynomial.of(terms)
 
 
@@ -124,8 +133,8 @@ class Atom:
 class RowTable:
     """R simple comparisons ``v[left] relation right``.
 
-    ``left`` int32 [R] are variable indices; ``relation`` int8 [R]; ``right`` int32 [R] is a variable index or, when
-    negative, ``~right`` is an index into ``numerals``, the texts of exact numbers (a decimal, or a fraction ``p/q``).
+    ``left`` int32 [R] are variable indices; ``relation`` int8 [R]; ``right`` int32 [R] is a variable index
+    or, when negative, ``~right`` is an index into ``numerals``, texts of exact numbers (decimals, or ``p/q``).
     """
 
     left: NDArray[np.int32]
@@ -136,7 +145,10 @@ class RowTable:
     def atom(self, row: int) -> Atom:
         """Row ``row`` as an `Atom`."""
         relation, right = Relation(self.relation[row]), int(self.right[row])
-        other = Polynomial.variable(right) if right >= 0 else Polynomial.constant(Fraction(self.numerals[~right]))
+        if right >= 0:
+            other = Polynomial.variable(right)
+        else:
+            other = Polynomial.constant(Fraction(self.numerals[~right]))
         expr = Polynomial.variable(int(self.left[row])) - other
         if relation in (Relation.GE, Relation.GT):
             return Atom(-expr, relation.mirrored)
@@ -145,7 +157,7 @@ class RowTable:
 
 @dataclass(frozen=True, eq=False)
 class Clauses:
-    """A disjunction of conjunctions of rows: clause i is the conjunction of rows ``offsets[i] : offsets[i + 1]``.
+    """A disjunction of conjunctions of rows; clause i is rows ``offsets[i] : offsets[i + 1]``, all of them.
 
     With one clause it is a conjunction. ``offsets`` is int64 [clauses + 1], nondecreasing.
     """
@@ -238,7 +250,7 @@ def expanded(formula: Formula) -> And | Or | Atom:
     if isinstance(formula, Clauses):
         bounds = formula.offsets.tolist()
         return disjunction(  # type: ignore[return-value]
-            conjunction(formula.table.atom(row) for row in range(a, b)) for a, b in zip(bounds, bounds[1:])
+            conjunction(formula.table.atom(row) for row in range(a, b)) for a, b in itertools.pairwise(bounds)
         )
     if isinstance(formula, And):
         return conjunction(expanded(child) for child in formula.children)  # type: ignore[return-value]

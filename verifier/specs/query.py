@@ -21,9 +21,9 @@ class Kind(enum.Enum):
 class Variable:
     """A declared tensor.
 
-    ``offset`` is the index of its first element in the flat vector of all declared elements (declaration order,
-    row-major). ``dtype`` is the declared type's text (``real``, ``float32``, ...). ``onnx_name`` names the ONNX tensor
-    where the query gives it.
+    ``offset`` is the index of its first element in the flat vector of all declared elements (declaration
+    order, row-major). ``dtype`` is the declared type's text (``real``, ``float32``, ...). ``onnx_name`` names
+    the ONNX tensor where the query gives it.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class NetworkDecl:
-    """A declared network: ``equal_to`` another (same weights) or ``isomorphic_to`` it (same inputs and outputs)."""
+    """A declared network: ``equal_to`` another (same weights) or ``isomorphic_to`` it (same signature)."""
 
     name: str
     equal_to: str | None = None
@@ -52,8 +52,8 @@ class NetworkDecl:
 class Query:
     """Is there an assignment of the variables, consistent with the networks, that satisfies ``formula``?
 
-    ``unsat`` is a proof of the property that the query negates. Variables are in declaration order and their offsets are
-    contiguous. ``version`` is the VNN-LIB version, 1 or 2, that witnesses are written in.
+    ``unsat`` is a proof of the property that the query negates. Variables are in declaration order and their
+    offsets are contiguous. ``version`` is the VNN-LIB version, 1 or 2, that witnesses are written in.
     """
 
     networks: tuple[NetworkDecl, ...]

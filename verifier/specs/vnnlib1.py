@@ -1,7 +1,8 @@
 """VNN-LIB 1: SMT-LIB assertions over scalars ``X_0 ..`` and ``Y_0 ..``.
 
-One regular expression splits the text; a whole run of simple comparisons (``(<= X_3 0.5)``) is one token, whose operands
-go to the table in bulk. Everything else is reduced on a stack. Positions are found only when there is an error.
+One regular expression splits the text; a whole run of simple comparisons (``(<= X_3 0.5)``) is one token,
+whose operands go to the table in bulk. Everything else is reduced on a stack. Positions are found only for an
+error.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
+from collections import Counter
 
-from verifier.specs.builder import Expr, FormulaBuilder, Item, is_numeral, polynomial
+import numpy as np
+
+from verifier.specs.builder import NUMERALS, Expr, FormulaBuilder, Item, is_numeral, polynomial
 from verifier.specs.errors import SpecError
-from verifier.specs.formula import FALSE, TRUE, Polynomial, Relation, sum_of
+from verifier.specs.formula import FALSE, MIRRORED, TRUE, Polynomial, Relation, sum_of
 from verifier.specs.query import NetworkDecl, Query, plain_variables
 
 _SIMPLE = r"\(\s*+(?:[<>]=?+|=)\s++[^\s()]++\s++[^\s()]++\s*+\)"
@@ -35,13 +39,14 @@ RELATIONS = {
     ">=": Relation.GE,
     ">": Relation.GT,
 }
+_CODES = {text: int(relation) for text, relation in RELATIONS.items()}
 _IGNORED = {"set-logic", "set-info", "set-option", "check-sat", "get-model", "get-value", "exit", "reset"}
 _ARITHMETIC = {"+", "-", "*", "/"}
 _BOOLEAN = {"and", "or", "not", "=>"}
 
 
 class _Refusal(Exception):
-    """An error whose place is a token or an operand of a simple comparison, not yet turned into a position."""
+    """An error at a token, or at an operand of a simple comparison, not yet turned into a position."""
 
     def __init__(self, message: str, hint: str | None = None, token: int | None = None) -> None:
         super().__init__(message)
@@ -84,7 +89,8 @@ class _Parser:
 
     def query(self) -> Query:
         if not self.tokens:
-            raise SpecError("the file is empty", 1, 1, "a VNN-LIB file declares variables and asserts constraints")
+            hint = "a VNN-LIB file declares variables and asserts constraints"
+            raise SpecError("the file is empty", 1, 1, hint)
         try:
             self._declare()
             self._bulk()
@@ -110,8 +116,8 @@ class _Parser:
             if not given:
                 raise SpecError(f"no {kind} is declared", 1, 1, f"write (declare-const {letter}_0 Real)")
             if len(set(given)) != len(given):
-                twice = next(n for i, n in enumerate(given) if n in set(given[:i]))
-                raise self._at_name(f"{letter}_{twice}", 1, f"{letter}_{twice} is declared twice", "remove one of them")
+                name = f"{letter}_{Counter(given).most_common(1)[0][0]}"
+                raise self._at_name(name, 1, f"{name} is declared twice", "remove one of them")
             if max(given) != len(given) - 1:
                 gap = next(i for i, n in enumerate(sorted(given)) if n != i)
                 hint = f"{letter} must be numbered from 0 without a gap"
@@ -131,41 +137,29 @@ class _Parser:
         words = [w for w in joined.replace("(", " ").replace(")", " ").split() if w not in ("assert", "and")]
         if not words:
             return
-        builder = self.builder
-        heads, lefts, rights = words[0::3], words[1::3], words[2::3]
-        index = self.index
-        relation = {text: int(code) for text, code in RELATIONS.items()}
-        left = [index.get(word) for word in lefts]
-        if None in left:
-            mirrored = {text: int(code.mirrored) for text, code in RELATIONS.items()}
-            swap = [i for i, code in enumerate(left) if code is None]
-            relation_codes = [relation[head] for head in heads]
-            for i in swap:
-                if lefts[i] not in index and rights[i] not in index:
-                    self._check(lefts[i], i, 1)
-                    self._check(rights[i], i, 2)
-                    raise _NotSimple
-                lefts[i], rights[i] = rights[i], lefts[i]
-                left[i] = index[lefts[i]]
-                relation_codes[i] = mirrored[heads[i]]
-            swapped = set(swap)
-        else:
-            relation_codes = [relation[head] for head in heads]
-            swapped = set()
-        codes: dict[str, int] = {}
-        for word in dict.fromkeys(rights):
-            variable = index.get(word)
-            if variable is not None:
-                codes[word] = variable
-            elif is_numeral(word):
-                codes[word] = builder.numeral(word)
-            else:
-                row = rights.index(word)
-                self._check(word, row, 1 if row in swapped else 2)
-        right = [codes[word] for word in rights]
-        if any(a == b for a, b in zip(left, right, strict=True)):
+        lefts, rights = words[1::3], words[2::3]
+        relations = [_CODES[head] for head in words[0::3]]
+        left = list(map(self.index.get, lefts))
+        swapped = [i for i, code in enumerate(left) if code is None] if None in left else []
+        for i in swapped:
+            if rights[i] not in self.index:
+                self._check(lefts[i], i, 1)
+                self._check(rights[i], i, 2)
+                raise _NotSimple
+            lefts[i], rights[i] = rights[i], lefts[i]
+            left[i] = self.index[lefts[i]]
+            relations[i] = MIRRORED[relations[i]]
+        unique = dict.fromkeys(rights)
+        numerals = [word for word in unique if word not in self.index]
+        if NUMERALS.fullmatch(" ".join([*numerals, ""])) is None:
+            row = next(i for i, word in enumerate(rights) if word not in self.index and not is_numeral(word))
+            self._check(rights[row], row, 1 if row in swapped else 2)
+        codes = {word: self.index[word] for word in unique if word in self.index}
+        codes.update({word: ~i for i, word in enumerate(numerals)})
+        right = list(map(codes.__getitem__, rights))
+        if (np.array(left) == np.array(right)).any():
             raise _NotSimple
-        builder.left, builder.relation, builder.right = left, relation_codes, right  # type: ignore[assignment]
+        self.builder = FormulaBuilder(left, relations, right, {word: i for i, word in enumerate(numerals)})
 
     def _check(self, word: str, row: int, operand: int) -> None:
         if word not in self.index and not is_numeral(word):
@@ -200,7 +194,8 @@ class _Parser:
             else:
                 frames[-1][1].append(token)
         if frames:
-            raise _Refusal("the file ends inside this expression", "a closing parenthesis is missing", frames[-1][2])
+            hint = "a closing parenthesis is missing"
+            raise _Refusal("the file ends inside this expression", hint, frames[-1][2])
 
     def _close(self, frames: list[list], head: str | None, items: list, opened: int) -> None:
         """Reduce a frame that has just been taken off `frames`, and hand its value to the one around it."""
@@ -223,7 +218,8 @@ class _Parser:
         opened = token.count("(")
         if token.startswith("(assert"):
             if frames:
-                raise _Refusal("assert inside an expression", "parentheses are unbalanced before it", position)
+                hint = "parentheses are unbalanced before it"
+                raise _Refusal("assert inside an expression", hint, position)
             stop = row + opened // 2
             self.assertions.append((row, stop))
         elif not frames:

@@ -1,0 +1,86 @@
+"""The exact order of the numerals in a table, so that bounds can be compared as integers.
+
+A numeral gets a rank: equal numbers have equal ranks and larger numbers larger ones, decided exactly. A lower
+bound is the key ``2 * rank + strict``, an upper bound ``2 * rank - strict``: the tightest lower bound is the
+largest key, the tightest upper bound the smallest, and a variable has no value iff its lower key exceeds its
+upper key.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def nearest_float(value: Fraction) -> float:
+    """The float64 nearest to `value`, infinite beyond the range."""
+    try:
+        return value.numerator / value.denominator
+    except OverflowError:
+        return np.inf if value > 0 else -np.inf
+
+
+def _parse(text: str) -> tuple[float, int]:
+    """The nearest float, and the sign of (exact value - float)."""
+    if "/" in text:
+        exact: Fraction | Decimal = Fraction(text)
+        near = nearest_float(exact)
+    else:
+        exact = Decimal(text)
+        near = float(text)
+    return near, (exact > near) - (exact < near)
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """``rank`` int64 [numerals]; per rank, the floats around it: ``down`` (not above) and ``up`` (not below)."""
+
+    rank: NDArray[np.int64]
+    down: NDArray[np.float64]
+    up: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, numerals: tuple[str, ...]) -> Scale:
+        parsed = np.array([_parse(text) for text in numerals], dtype=np.float64).reshape(-1, 2)
+        near, sign = parsed[:, 0] + 0.0, parsed[:, 1]
+        order = np.lexsort((sign, near))
+        near, sign = near[order], sign[order]
+        same = (near[1:] == near[:-1]) & (sign[1:] == sign[:-1])
+        steps = np.concatenate(([0], ~same)).astype(np.int64)[: len(order)]
+        for first, last in _runs(same & (sign[1:] != 0)):
+            # between the same two floats: only exact arithmetic tells them apart
+            exact = {int(i): Fraction(numerals[i]) for i in order[first:last]}
+            block = sorted(exact, key=lambda i: exact[i])
+            order[first:last] = block
+            steps[first + 1 : last] = [exact[a] != exact[b] for a, b in itertools.pairwise(block)]
+        ranks = np.cumsum(steps)
+        rank = np.empty(len(order), dtype=np.int64)
+        rank[order] = ranks
+        firsts = np.flatnonzero(np.concatenate(([1], steps[1:]))) if len(order) else order
+        near, sign = near[firsts], sign[firsts]
+        down = np.where(sign < 0, np.nextafter(near, -np.inf), near)
+        return cls(rank, down, np.where(sign > 0, np.nextafter(near, np.inf), near))
+
+    @property
+    def no_upper(self) -> int:
+        """The key of a missing upper bound; that of a missing lower bound is -1."""
+        return 2 * len(self.down) + 1
+
+    def lower(self, keys: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The boxes' lower ends, rounded down; -inf where there is no bound."""
+        return np.append(self.down, -np.inf)[keys >> 1]
+
+    def upper(self, keys: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The boxes' upper ends, rounded up; inf where there is no bound."""
+        return np.append(self.up, np.inf)[np.minimum((keys + 1) >> 1, len(self.up))]
+
+
+def _runs(same: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Maximal runs of equal neighbours, as half-open ranges of elements."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], same.astype(np.int8), [0]))))
+    return [(int(a), int(b) + 1) for a, b in edges.reshape(-1, 2)]
