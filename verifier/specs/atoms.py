@@ -55,7 +55,7 @@ class AtomTable:
         return codes[inverse].tolist()
 
     def leaves(self, table: RowTable, rows: NDArray[np.int64], position: NDArray[np.int64]) -> list[Tree]:
-        """One tree per row: an id, for ``==`` a conjunction of two, for ``!=`` a disjunction of two strict."""
+        """One tree per row: an id, for ``==`` both of two ids, for ``!=`` one of two strict ones."""
         left, right = position[table.left[rows]], table.right[rows]
         other = np.where(right >= 0, position[np.maximum(right, 0)], 0)
         numeral = right < 0

@@ -134,7 +134,7 @@ class RowTable:
     """R simple comparisons ``v[left] relation right``.
 
     ``left`` int32 [R] are variable indices; ``relation`` int8 [R]; ``right`` int32 [R] is a variable index
-    or, when negative, ``~right`` is an index into ``numerals``, texts of exact numbers (decimals, or ``p/q``).
+    or, when negative, ``~right`` is an index into ``numerals``, texts of numbers (decimals, or ``p/q``).
     """
 
     left: NDArray[np.int32]

@@ -32,9 +32,9 @@ class Problem:
     ``position`` int64 [size] maps a query's flat index to its place in v. ``lower`` and ``upper`` float64
     [N, inputs] are finite and rounded outward: they are the tightest floats around the exact decimals.
 
-    Atom k says ``sum(values * v[cols] where rows == k) + (its NonlinearPart) + constants[k] <= 0``, or ``< 0``
-    where ``strict[k]``. The constant is rounded *down*, which only weakens the atom. Each coefficient is within
-    the relative error ``coefficient_error[k]`` of the exact one: 0.0 (exact) or ``2**-53``.
+    Atom k says ``sum(values * v[cols] where rows == k) + (its NonlinearPart) + constants[k] <= 0``; ``< 0``
+    where ``strict[k]``. The constant is rounded *down*, which only weakens the atom. Each coefficient is
+    within the relative error ``coefficient_error[k]`` of the exact one: 0.0 (exact) or ``2**-53``.
 
     ``formulas[formula_index[i]]`` is the tree of case i; no tree is false. Satisfying the query implies
     satisfying box and tree of some case (with exact coefficients); the converse holds up to the rounding.

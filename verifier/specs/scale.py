@@ -38,7 +38,7 @@ def _parse(text: str) -> tuple[float, int]:
 
 @dataclass(frozen=True, eq=False)
 class Scale:
-    """``rank`` int64 [numerals]; per rank, the floats around it: ``down`` (not above) and ``up`` (not below)."""
+    """``rank`` int64 [numerals]; per rank, the floats around it: ``down`` (not above), ``up`` (not below)."""
 
     rank: NDArray[np.int64]
     down: NDArray[np.float64]
