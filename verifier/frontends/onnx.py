@@ -233,8 +233,8 @@ class _Importer:
         converter = onnx_converter(node.op_type)
         if converter is None:
             raise Unsupported("the operator is not known")
-        outputs = sum(1 for o in node.output if o in self.used)
-        form = OnnxNode(node.op_type, name, inputs, _attributes(node), self.opset, max(outputs, 1))
+        used = frozenset(k for k, o in enumerate(node.output) if o in self.used)
+        form = OnnxNode(node.op_type, name, inputs, _attributes(node), self.opset, len(node.output), used)
         result = converter(self.builder.at(name), form)
         return [result] if isinstance(result, Value) else result
 
@@ -256,39 +256,36 @@ class _Importer:
 
     def _placeholders(self, node: onnx.NodeProto) -> None:
         """Let the nodes after a refused one be examined where the shape of its result is known."""
+        shapes = self._inferred(node)
         for output in node.output:
-            shape = self._inferred.get(output)
-            if shape is None:
-                self.unknown.add(output)
+            if output in shapes:
+                self.values[output] = self.builder.input(output, shapes[output])
             else:
-                self.values[output] = self.builder.input(output, shape)
+                self.unknown.add(output)
 
-    @property
-    def _inferred(self) -> dict[str, Shape]:
-        """Shapes of floating values by the onnx package's shape inference, for the inputs' fixed sizes."""
-        known = self.__dict__.get("_inferred_shapes")
-        if known is None:
-            known = self.__dict__["_inferred_shapes"] = self._infer()
-        return known
-
-    def _infer(self) -> dict[str, Shape]:
+    def _inferred(self, node: onnx.NodeProto) -> dict[str, Shape]:
+        """Shapes of the node's floating results, by the onnx package's shape inference on this node alone."""
         import onnx
+        from onnx import helper, numpy_helper
 
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self.proto)
-        del proto.graph.value_info[:]
-        fixed = {i.name: self.builder.shape(self.values[i.name]) for i in self.inputs}
-        for info in proto.graph.input:
-            for dim, n in zip(info.type.tensor_type.shape.dim, fixed.get(info.name, ()), strict=False):
-                dim.dim_value = n
-        for info in proto.graph.output:
-            info.type.tensor_type.ClearField("shape")
+        variables, constants = [], []
+        for name in dict.fromkeys(n for n in node.input if n):
+            tensor = self.builder.tensor(self.values[name])
+            if tensor is None:
+                shape = self.builder.shape(self.values[name])
+                variables.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape))
+            else:
+                array = tensor.float() if tensor.is_floating_point() else tensor
+                constants.append(numpy_helper.from_array(array.numpy(), name))
+        results = [helper.make_empty_tensor_value_info(n) for n in node.output if n]
+        graph = helper.make_graph([node], "node", variables, results, initializer=constants)
         try:
-            proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        except Exception:  # shape inference refuses some models; then descendants are just not examined
+            model = helper.make_model(graph, opset_imports=self.proto.opset_import)
+            model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        except Exception:  # anything at all; then the node's descendants are just not examined
             return {}
         shapes = {}
-        for info in [*proto.graph.value_info, *proto.graph.output]:
+        for info in model.graph.output:
             kind = info.type.tensor_type
             sizes = [d.dim_value for d in kind.shape.dim]
             if kind.HasField("shape") and kind.elem_type in (1, 11) and all(n > 0 for n in sizes):

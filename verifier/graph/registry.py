@@ -21,7 +21,10 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class OnnxNode:
-    """One ONNX node as a converter sees it; omitted optional inputs are None."""
+    """One ONNX node as a converter sees it; omitted optional inputs are None.
+
+    `outputs` counts the outputs that the node declares, `used` holds the positions of those that something reads.
+    """
 
     op_type: str
     name: str
@@ -29,6 +32,7 @@ class OnnxNode:
     attributes: Mapping[str, Any]
     opset: int
     outputs: int
+    used: frozenset[int] = frozenset({0})
 
     def input(self, i: int) -> Value | None:
         return self.inputs[i] if i < len(self.inputs) else None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -215,9 +214,7 @@ def _conv_transpose(builder: Builder, node: OnnxNode) -> Value:
     rank = len(size)
     extra = tuple(node.attributes.get("output_padding", [0] * rank))
     mode = node.attributes.get("auto_pad", "NOTSET")
-    free = OnnxNode(
-        node.op_type, node.name, node.inputs, {**node.attributes, "auto_pad": "NOTSET"}, node.opset, node.outputs
-    )
+    free = replace(node, attributes={**node.attributes, "auto_pad": "NOTSET"})
     window = window_of(free, weight.shape[2:], size)
     wanted = node.attributes.get("output_shape")
     if wanted is not None or mode.startswith("SAME"):
@@ -288,9 +285,3 @@ def _constants(builder: Builder, weight: Value, bias: Value | None) -> tuple[Ten
     if w is None or (bias is not None and b is None):
         raise Unsupported("a weight that depends on the network's input")
     return w, b
-
-
-def depthwise(channels: int, window: Window, like: torch.dtype = torch.float64) -> Conv:
-    """A convolution that sums each channel over the window by itself."""
-    weight = torch.ones(channels, 1, *window.kernel, dtype=like)
-    return Conv(weight, None, window, channels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +103,7 @@ class Concat(Affine):
     def output_shape(self, *shapes: Shape) -> Shape:
         first = shapes[0]
         for s in shapes[1:]:
-            if len(s) != len(first) or any(a != b for i, (a, b) in enumerate(zip(s, first)) if i != self.axis):
+            if len(s) != len(first) or any(a != b for i, (a, b) in enumerate(zip(s, first, strict=True)) if i != self.axis):
                 raise ValueError(f"Values of shapes {shapes} do not join along axis {self.axis}.")
         return (*first[: self.axis], sum(s[self.axis] for s in shapes), *first[self.axis + 1 :])
 
@@ -118,34 +118,25 @@ class Concat(Affine):
 
 @dataclass(frozen=True, eq=False)
 class Pad(Affine):
-    """`before[d]` and `after[d]` elements of `value` around each dimension d; counts are not negative."""
+    """`before[d]` and `after[d]` zeros around each dimension d; a negative count removes elements."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
-    value: float = 0.0
     exact = True
 
     def output_shape(self, *shapes: Shape) -> Shape:
-        return tuple(n + b + a for n, b, a in zip(shapes[0], self.before, self.after, strict=True))
-
-    def _pads(self) -> list[int]:
-        return [n for b, a in zip(reversed(self.before), reversed(self.after), strict=True) for n in (b, a)]
+        shape = tuple(n + b + a for n, b, a in zip(shapes[0], self.before, self.after, strict=True))
+        if min(shape, default=0) < 0:
+            raise ValueError(f"Padding a value of shape {shapes[0]} by {self.before} and {self.after} leaves nothing.")
+        return shape
 
     def forward(self, *xs: Tensor) -> Tensor:
-        return torch.nn.functional.pad(xs[0], self._pads(), value=self.value)
-
-    def absolute(self, *xs: Tensor) -> Tensor:
-        return torch.nn.functional.pad(xs[0], self._pads())
-
-    def offset(self, *shapes: Shape) -> Tensor | None:
-        if self.value == 0:
-            return None
-        return torch.nn.functional.pad(torch.zeros(shapes[0]), self._pads(), value=self.value)
+        pads = [n for b, a in zip(reversed(self.before), reversed(self.after), strict=True) for n in (b, a)]
+        return torch.nn.functional.pad(xs[0], pads)
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
-        for d, (start, length) in enumerate(zip(self.before, shapes[0], strict=True)):
-            coefficients = coefficients.narrow(d + 2, start, length)
-        return coefficients
+        pads = [-n for b, a in zip(reversed(self.before), reversed(self.after), strict=True) for n in (b, a)]
+        return torch.nn.functional.pad(coefficients, pads)
 
 
 def reshape(builder: Builder, x: Value, shape: Sequence[int]) -> Value:
@@ -158,12 +149,12 @@ def reshape(builder: Builder, x: Value, shape: Sequence[int]) -> Value:
     return x if tuple(shape) == current else builder.add(Reshape(tuple(shape)), x)
 
 
-def permute(builder: Builder, x: Value, axes: Sequence[int]) -> Value:
+def permute(builder: Builder, x: Value, axes: Iterable[int]) -> Value:
     axes = tuple(a % len(builder.shape(x)) for a in axes)
     return x if axes == tuple(range(len(axes))) else builder.add(Permute(axes), x)
 
 
-def take(builder: Builder, x: Value, select) -> Value:
+def take(builder: Builder, x: Value, select: Callable[[Tensor], Tensor]) -> Value:
     """`x` rearranged the way `select` (a function of tensors such as `lambda t: t[::2]`) rearranges elements."""
     shape = builder.shape(x)
     positions = torch.arange(math.prod(shape)).view(shape)

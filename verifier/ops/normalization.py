@@ -28,7 +28,7 @@ def batch_norm(
 
 @onnx_op("BatchNormalization", note="inference only")
 def _batch_normalization(builder: Builder, node: OnnxNode) -> Value:
-    if node.attributes.get("training_mode", 0) or node.outputs > 1:
+    if node.attributes.get("training_mode", 0) or node.used - {0}:
         raise Unsupported("batch statistics (training mode)")
     names = ("scale", "B", "mean", "var")
     tensors = [node.constant(builder, i, name) for i, name in enumerate(names, 1)]

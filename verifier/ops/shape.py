@@ -51,7 +51,7 @@ def _dropout(builder: Builder, node: OnnxNode) -> Value:
     training = node.constant(builder, 2, "training_mode")
     if training is not None and bool(training.any()):
         raise Unsupported("dropout in training mode")
-    if node.outputs > 1:
+    if 1 in node.used:
         raise Unsupported("its mask output is used")
     return node.required(0)
 

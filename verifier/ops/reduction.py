@@ -1,0 +1,138 @@
+"""Sums and means over dimensions, and running sums: ReduceSum, ReduceMean, GlobalAveragePool, CumSum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Affine, Builder, Value
+from verifier.graph.op import Shape
+from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.ops.arithmetic import add, scale_shift
+from verifier.ops.linear import Linear
+from verifier.ops.movement import permute, reshape
+
+
+@dataclass(frozen=True, eq=False)
+class Sum(Affine):
+    """The sum over `axes` (non-negative, sorted), which stay as dimensions of size 1."""
+
+    axes: tuple[int, ...]
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if any(not 0 <= a < len(shapes[0]) for a in self.axes):
+            raise ValueError(f"Axes {self.axes} do not exist in a value of shape {shapes[0]}.")
+        return tuple(1 if a in self.axes else n for a, n in enumerate(shapes[0]))
+
+    def fan_in(self, *shapes: Shape) -> int:
+        return math.prod(shapes[0][a] for a in self.axes)
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0].sum(dim=[a + 1 for a in self.axes], keepdim=True)
+
+    def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        return coefficients.expand(*coefficients.shape[:2], *shapes[0])
+
+
+def total(builder: Builder, x: Value, axes: Sequence[int], keep: bool, mean: bool = False) -> Value:
+    """Sum (or mean) over `axes`; `keep` leaves them as dimensions of size 1."""
+    shape = builder.shape(x)
+    axes = normalised(axes, shape)
+    y = builder.add(Sum(axes), x) if axes else x
+    if mean and (count := math.prod(shape[a] for a in axes)) != 1:
+        y = scale_shift(builder, y, scale=1.0 / count)
+    return y if keep else reshape(builder, y, [n for a, n in enumerate(shape) if a not in axes])
+
+
+def normalised(axes: Sequence[int], shape: Shape) -> tuple[int, ...]:
+    """Axes counted from the front, sorted; raises ValueError for those that do not exist."""
+    if any(not -len(shape) <= a < len(shape) for a in axes):
+        raise ValueError(f"Axes {list(axes)} do not exist in a value of shape {shape}.")
+    return tuple(sorted({a % len(shape) for a in axes}))
+
+
+def reduction_axes(builder: Builder, node: OnnxNode) -> tuple[int, ...]:
+    """The axes that a Reduce* node reduces over: all when none are given, unless it says that none means none."""
+    axes = node.ints(builder, 1, "axes")
+    if not axes:
+        if node.attributes.get("noop_with_empty_axes", 0):
+            return ()
+        axes = range(len(builder.shape(node.required(0))))
+    return normalised(list(axes), builder.shape(node.required(0)))
+
+
+@onnx_op("ReduceSum", "ReduceMean")
+def _reduce(builder: Builder, node: OnnxNode) -> Value:
+    keep = bool(node.attributes.get("keepdims", 1))
+    axes = reduction_axes(builder, node)
+    return total(builder, node.required(0), axes, keep, mean=node.op_type == "ReduceMean")
+
+
+@onnx_op("GlobalAveragePool")
+def _global_average_pool(builder: Builder, node: OnnxNode) -> Value:
+    x = node.required(0)
+    return total(builder, x, range(2, len(builder.shape(x))), keep=True, mean=True)
+
+
+@onnx_op("Mean")
+def _mean(builder: Builder, node: OnnxNode) -> Value:
+    y = node.required(0)
+    for i in range(1, len(node.inputs)):
+        y = add(builder, y, node.required(i))
+    return scale_shift(builder, y, scale=1.0 / len(node.inputs))
+
+
+@onnx_op("CumSum", note="constant axis")
+def _cumsum(builder: Builder, node: OnnxNode) -> Value:
+    axis = node.constant(builder, 1, "axis")
+    if axis is None:
+        raise Unsupported("the axis is missing")
+    exclusive, reverse = node.attributes.get("exclusive", 0), node.attributes.get("reverse", 0)
+    return cumulative(builder, node.required(0), int(axis), bool(exclusive), bool(reverse))
+
+
+def cumulative(builder: Builder, x: Value, axis: int, exclusive: bool = False, reverse: bool = False) -> Value:
+    """Running sum along one axis, as a triangular matrix."""
+    shape = builder.shape(x)
+    (axis,) = normalised([axis], shape)
+    weight = torch.ones(shape[axis], shape[axis], dtype=torch.float64).tril(-1 if exclusive else 0)
+    return along(builder, x, axis, weight.flip(0, 1) if reverse else weight)
+
+
+def along(builder: Builder, x: Value, axis: int, weight: Tensor) -> Value:
+    """The matrix `weight` [out, in] applied along one axis."""
+    order = [a for a in range(len(builder.shape(x))) if a != axis]
+    order.append(axis)
+    y = builder.add(Linear(weight), permute(builder, x, order))
+    return permute(builder, y, sorted(range(len(order)), key=order.__getitem__))
+
+
+@aten_op("sum.dim_IntList", "sum.default")
+def _aten_sum(
+    builder: Builder, x: Value, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: object = None
+) -> Value:
+    return total(builder, x, list(dim) if dim else range(len(builder.shape(x))), keepdim)
+
+
+@aten_op("mean.dim", "mean.default")
+def _aten_mean(
+    builder: Builder, x: Value, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: object = None
+) -> Value:
+    return total(builder, x, list(dim) if dim else range(len(builder.shape(x))), keepdim, mean=True)
+
+
+@aten_op("adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")
+def _aten_adaptive_average_pool(builder: Builder, x: Value, output_size: Sequence[int]) -> Value:
+    if any(n != 1 for n in output_size):
+        raise Unsupported("adaptive pooling to more than one element")
+    rank = len(builder.shape(x))
+    return total(builder, x, range(rank - len(output_size), rank), keep=True, mean=True)
+
+
+@aten_op("cumsum.default")
+def _aten_cumsum(builder: Builder, x: Value, dim: int, dtype: object = None) -> Value:
+    return cumulative(builder, x, dim)
