@@ -57,8 +57,15 @@ def formulas(numerals: tuple[str, ...]) -> st.SearchStrategy[str]:
 
 
 def texts(numerals: tuple[str, ...]) -> st.SearchStrategy[str]:
-    bound = st.builds("({} X_{} {})".format, st.sampled_from(["<=", ">=", "<", ">", "="]), st.integers(0, 2), st.sampled_from(numerals))
-    box = st.lists(st.one_of(bound, bound, atoms(numerals)), min_size=1, max_size=4).map(lambda b: f"(and {' '.join(b)})")
+    bound = st.builds(
+        "({} X_{} {})".format,
+        st.sampled_from(["<=", ">=", "<", ">", "="]),
+        st.integers(0, 2),
+        st.sampled_from(numerals),
+    )
+    box = st.lists(st.one_of(bound, bound, atoms(numerals)), min_size=1, max_size=4).map(
+        lambda b: f"(and {' '.join(b)})"
+    )
     boxes = st.lists(box, min_size=1, max_size=4).map(lambda b: f"(or {' '.join(b)})")
     assertion = st.one_of(bound, boxes, formulas(numerals)).map("(assert {})".format)
     hull = "".join(f"(assert (<= -2 X_{i}))(assert (>= 2.0 X_{i}))" for i in range(INPUTS))
@@ -106,7 +113,9 @@ def assignment(point: np.ndarray) -> dict[str, np.ndarray]:
     return {"X": point[:INPUTS], "Y": point[INPUTS:]}
 
 
-GRID = np.array([-2, -1, -0.5, 0, 0.25, 0.5, 1, 2, 0.1, -0.1, 0.3, np.nextafter(0.1, 0), np.nextafter(0.1, 1)])
+GRID = np.array(
+    [-2, -1, -0.5, 0, 0.25, 0.5, 1, 2, 0.1, -0.1, 0.3, np.nextafter(0.1, 0), np.nextafter(0.1, 1)]
+)
 SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -136,7 +145,30 @@ def _rounding(problem: Problem) -> Fraction:
     return Fraction(1, 2**48) if problem.coefficient_error.any() else Fraction(0)
 
 
-@given(st.lists(st.sampled_from(["x", "X_0", "Y_0", "0.5", "1e", "(", ")", "(<=", "and", "or", "assert", "(assert (<= X_0 1))", "-", "*", ";"]), max_size=14))
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "x",
+                "X_0",
+                "Y_0",
+                "0.5",
+                "1e",
+                "(",
+                ")",
+                "(<=",
+                "and",
+                "or",
+                "assert",
+                "(assert (<= X_0 1))",
+                "-",
+                "*",
+                ";",
+            ]
+        ),
+        max_size=14,
+    )
+)
 @SETTINGS
 def test_any_token_soup_is_a_query_or_an_error(tokens: list[str]) -> None:
     try:

@@ -1,7 +1,7 @@
 """Exact decision whether an assignment satisfies a query, from the query's own formula.
 
-It guards every `sat`, so it shares no code with the normaliser. Floats are taken as the rationals that they are.
-Comparisons that float arithmetic decides beyond doubt are decided by it, in bulk; the others by `Fraction`.
+It guards every `sat`, so it shares no code with the normaliser. Floats are taken as the rationals that they
+are. Comparisons that floats decide beyond doubt are decided in bulk by numpy; the others by `Fraction`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _HOLDS = {
 
 
 def satisfies(query: Query, values: Mapping[str, ArrayLike], tolerance_inputs: float = 0.0) -> bool:
-    """Whether `values` (an array per variable name, in any shape of the right size) satisfy the formula exactly.
+    """Whether `values` (an array per variable name, any shape) satisfy the formula exactly.
 
-    `tolerance_inputs` is slack, in the inputs' units, for comparisons that mention only inputs (``!=`` gets none);
-    comparisons that mention a hidden or an output element get none. Infinities and NaN satisfy nothing. Raises
-    `ValueError` for a missing variable or a wrong size.
+    `tolerance_inputs` is slack, in the inputs' units, for comparisons that mention only inputs (``!=`` gets
+    none); those that mention a hidden or an output element get none. Infinities and NaN satisfy nothing.
+    Raises `ValueError` for a missing variable or a wrong size.
     """
     vector = flat_values(query, values)
     if not np.isfinite(vector).all():
@@ -93,7 +93,7 @@ class _Evaluator:
         b = np.empty_like(a)
         b[constant] = self.numerals[~right[constant]]
         b[~constant] = self.vector[right[~constant]]
-        # rounding is monotone: a != b as floats orders the exact numbers too, and a pair of variables is exact
+        # rounding is monotone: where the floats differ, the exact numbers are in the same order
         below, above = a < b, a > b
         held = np.where(np.isin(relation, (Relation.LE, Relation.LT)), below, above)
         held[(relation == Relation.NE) & (below | above)] = True
@@ -106,7 +106,7 @@ class _Evaluator:
             unsure |= inputs & ~held & ~far
         triples = np.stack((left, relation, right), axis=1)[unsure]
         distinct, which = np.unique(triples, axis=0, return_inverse=True)
-        exact = [self._row(*triple, table.numerals) for triple in distinct.tolist()]
+        exact = [self._row(i, code, j, table.numerals) for i, code, j in distinct.tolist()]
         held[unsure] = np.array(exact, dtype=bool)[which.reshape(-1)]
         return held
 

@@ -208,7 +208,8 @@ class _Normaliser:
     def _hull(self, found: _Disjuncts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Keys of a box around all disjuncts that are not empty."""
         alive = (found.lower <= found.upper).all(axis=1)
-        alive = alive if alive.any() else np.full(len(alive), True)
+        if not alive.any():
+            alive = np.full(len(found.trees), True)
         return found.lower[alive].min(axis=0), found.upper[alive].max(axis=0)
 
     def _product(
