@@ -3,13 +3,15 @@
     python tests/data/make_networks.py              everything that is committed, into this folder
     python tests/data/make_networks.py --large DIR  digits_mlp_large.onnx (1.6 MB, 784-256x4-10) into DIR
 
-The digits are real 8 x 8 scans, grey values 0..16, here divided by 16. Everything is seeded; on another processor the
-trained weights may differ in their last digits, so networks and properties are always remade together.
+The digits are real 8 x 8 scans, grey values 0..16, here divided by 16. Everything is seeded; on another
+processor the trained weights may differ in their last digits, so networks and properties are always remade
+together.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,13 +40,14 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def mlp(*sizes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
 class Block(nn.Module):
-    """relu(bn(conv(relu(bn(conv(x))))) + skip(x)), the skip a strided 1 x 1 convolution where shapes change."""
+    """relu(bn(conv(relu(bn(conv(x))))) + skip(x)), the skip a strided 1 x 1 convolution where shapes
+    change."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -77,12 +80,13 @@ class ResidualCnn(nn.Module):
 
 
 class Writer:
-    """Collects the nodes of an ONNX graph (opset 13, fixed batch of 1); initialisers are named as in the module."""
+    """Collects the nodes of an ONNX graph (opset 13, fixed batch of 1); initialisers are named as in the
+    module."""
 
     def __init__(self, module: nn.Module, shape: tuple[int, ...]) -> None:
         self.module, self.shape = module, shape
         self.nodes: list[onnx.NodeProto] = []
-        self.weights: dict[str, np.ndarray] = {n: t.numpy() for n, t in module.state_dict().items() if t.dim() > 0}
+        self.weights = {n: t.numpy() for n, t in module.state_dict().items() if t.dim() > 0}
         self.used: list[str] = []
 
     def add(self, operator: str, name: str, inputs: list[str], **attributes: object) -> str:
@@ -97,8 +101,8 @@ class Writer:
         m = self.module.get_submodule(name)
         assert isinstance(m, nn.Conv2d)
         inputs = [x, f"{name}.weight"] + ([f"{name}.bias"] if m.bias is not None else [])
-        pads = [*m.padding, *m.padding]
-        return self.add("Conv", f"{name}.out", inputs, kernel_shape=m.kernel_size, strides=m.stride, pads=pads)
+        window = {"kernel_shape": m.kernel_size, "strides": m.stride, "pads": [*m.padding, *m.padding]}
+        return self.add("Conv", f"{name}.out", inputs, **window)
 
     def norm(self, name: str, x: str) -> str:
         m = self.module.get_submodule(name)
@@ -168,7 +172,8 @@ def attack(module: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int, step
 
 
 def train(module: nn.Module, x: Tensor, y: Tensor, eps: float, epochs: int, rate: float = 3e-3) -> None:
-    """Adversarial training: eps grows over the first half of the epochs, the rate falls to zero over all of them."""
+    """Adversarial training: eps grows over the first half of the epochs, the rate falls to zero over all of
+    them."""
     generator = torch.Generator().manual_seed(1)
     optimiser = torch.optim.Adam(module.parameters(), lr=rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
@@ -186,8 +191,8 @@ def train(module: nn.Module, x: Tensor, y: Tensor, eps: float, epochs: int, rate
 
 
 class Zonotope:
-    """{center + sum_i e_i generators[i], e in [-1, 1]}: a bound of its own, sharing nothing with the package, that
-    confirms the `unsat` properties (DeepZ: Singh et al. 2018)."""
+    """{center + sum_i e_i generators[i], e in [-1, 1]}: a bound of its own, sharing nothing with the package,
+    that confirms the `unsat` properties (DeepZ: Singh et al. 2018)."""
 
     def __init__(self, center: Tensor, generators: Tensor) -> None:
         self.center, self.generators = center, generators
@@ -204,8 +209,9 @@ class Zonotope:
     def add(self, other: Zonotope) -> Zonotope:
         """Generators are shared in order; the shorter list lacks the newest ones."""
         count = max(len(self.generators), len(other.generators))
-        grown = [functional.pad(g.flatten(1), (0, 0, 0, count - len(g))) for g in (self.generators, other.generators)]
-        total = (grown[0] + grown[1]).view(count, *self.generators.shape[1:])
+        total = self.center.new_zeros(count, *self.center.shape[1:])
+        total[: len(self.generators)] += self.generators
+        total[: len(other.generators)] += other.generators
         return Zonotope(self.center + other.center, total)
 
     def relu(self) -> Zonotope:
@@ -227,7 +233,8 @@ def proved(module: nn.Module, x: Tensor, label: int, eps: float) -> bool:
         if isinstance(module, ResidualCnn):
             z = z.affine(lambda t: module.bn(module.conv(t))).relu()
             for block in (module.block1, module.block2):
-                y = z.affine(lambda t, b=block: b.bn1(b.conv1(t))).relu().affine(lambda t, b=block: b.bn2(b.conv2(t)))
+                y = z.affine(lambda t, b=block: b.bn1(b.conv1(t))).relu()
+                y = y.affine(lambda t, b=block: b.bn2(b.conv2(t)))
                 z = y.add(z if block.skip is None else z.affine(block.skip)).relu()
             z = z.affine(lambda t: module.head(module.pool(t).flatten(1)))
         else:
@@ -253,12 +260,14 @@ def robustness(x: Tensor, label: int, eps: float, comment: str) -> str:
 
 
 def write_specs(name: str, module: nn.Module, x: Tensor, y: Tensor, holds: float, fails: float) -> None:
-    """One property that holds (the zonotope proves it) and one that an attack, replayed in onnxruntime, violates."""
+    """One property that holds (the zonotope proves it) and one that an attack, replayed in onnxruntime,
+    violates."""
     with torch.no_grad():
         right = (module(x).argmax(1) == y).nonzero().flatten().tolist()
     for i in right:
         label = int(y[i])
-        z = attack(module, x[i : i + 1].expand(64, *x.shape[1:]), y[i].expand(64), fails, steps=100, step=0.05)
+        starts = x[i : i + 1].expand(64, *x.shape[1:])
+        z = attack(module, starts, y[i].expand(64), fails, steps=100, step=0.05)
         scores = run_onnx(HERE / f"{name}.onnx", z)
         others = scores.clone()
         others[:, label] = -torch.inf
@@ -327,7 +336,8 @@ def make_large(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--large", type=Path, metavar="DIR", help="write only the large network, into DIR")
     folder = parser.parse_args().large
     torch.set_num_threads(1)

@@ -1,0 +1,55 @@
+"""Whether a graph computes what a reference implementation does, seen through float rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Graph
+
+SLACK = 32.0
+"""How many times the difference between float32 and float64 two float32 evaluations may differ."""
+FLOOR = 1e-5
+"""And relative to the largest value of a tensor, what is never worth a complaint."""
+
+
+def disagreements(
+    graph: Graph, points: Sequence[Tensor], theirs: Sequence[Tensor], eps: float
+) -> list[float]:
+    """For each output of `graph` its largest distance to `theirs` in units of the tolerance, over all points.
+
+    `points` holds one tensor [N, *shape] per input, `theirs` one [N, *shape] per output, computed with unit
+    rounding `eps`. Both are held against a float64 evaluation; the tolerance is a multiple of what float32
+    and a perturbation of the inputs in their last digits change, so a point near a discontinuity does not
+    count. Above 1, and inf for other shapes, the two do not compute the same.
+    """
+    exact = [p.double() for p in points]
+    graph = graph.to(torch.float64)
+    ours = graph.evaluate(exact)
+    floats = graph.to(torch.float32).evaluate([x.float() for x in exact])
+    generator = torch.Generator().manual_seed(1)
+    signs = [torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1 for x in exact]
+    digits = [s * eps * x.abs().clamp(min=0.1) for x, s in zip(exact, signs, strict=True)]
+    moved = [
+        graph.evaluate([x + step * d for x, d in zip(exact, digits, strict=True)])
+        for step in (1.0, -1.0, 4.0)
+    ]
+    result = []
+    for i, (value, other) in enumerate(zip(ours, theirs, strict=True)):
+        if value.shape[1:] != other.shape[1:]:
+            result.append(float("inf"))
+            continue
+        if not value.numel():
+            result.append(0.0)
+            continue
+        distance = (other.to(value) - value).abs().flatten(1).amax(1)
+        variants = [floats[i].double(), *[m[i] for m in moved]]
+        noise = torch.stack([(v - value).abs().flatten(1).amax(1) for v in variants])
+        tolerance = SLACK * noise.amax(0) + FLOOR * value.abs().flatten(1).amax(1) + 1e-30
+        # Where our own value overflows, nothing can be compared.
+        comparable = value.flatten(1).isfinite().all(1)
+        ratio = torch.where(comparable, distance / tolerance, torch.zeros_like(distance))
+        result.append(float(ratio.nan_to_num(nan=torch.inf).amax()))
+    return result
