@@ -188,8 +188,9 @@ def clip(builder: Builder, x: Value, low: float, high: float) -> Value:
 
 def prelu(builder: Builder, x: Value, slope: Tensor) -> Value:
     """max(x, 0) + slope * min(x, 0) with a slope per element, as relu(x) - slope * relu(-x)."""
-    if slope.numel() == 1:
-        return leaky_relu(builder, x, float(slope))
+    if slope.numel() == 1:  # kept as a tensor: it may be a parameter that is being trained
+        zero = slope.new_zeros(1)
+        return builder.add(PiecewiseLinear(zero, torch.cat([slope.reshape(1), zero + 1]), zero), x)
     negative = relu(builder, scale_shift(builder, x, scale=-1.0))
     return add(builder, relu(builder, x), scale_shift(builder, negative, scale=-slope))
 
@@ -260,10 +261,26 @@ def _aten_abs(builder: Builder, x: Value) -> Value:
     return absolute(builder, x)
 
 
-@aten_op("clamp.default", "hardtanh.default", "clamp_min.default", "clamp_max.default", "relu6.default")
-def _aten_clamp(
-    builder: Builder, x: Value, min: float | None = None, max: float | None = None, **named: float
-) -> Value:
-    low = named.get("min_val", -math.inf if min is None else min)
-    high = named.get("max_val", math.inf if max is None else max)
-    return clip(builder, x, float(low), float(high))
+@aten_op("clamp.default")
+def _aten_clamp(builder: Builder, x: Value, min: float | None = None, max: float | None = None) -> Value:
+    return clip(builder, x, -math.inf if min is None else float(min), math.inf if max is None else float(max))
+
+
+@aten_op("clamp_min.default")
+def _aten_clamp_min(builder: Builder, x: Value, min: float) -> Value:
+    return clip(builder, x, float(min), math.inf)
+
+
+@aten_op("clamp_max.default")
+def _aten_clamp_max(builder: Builder, x: Value, max: float) -> Value:
+    return clip(builder, x, -math.inf, float(max))
+
+
+@aten_op("hardtanh.default")
+def _aten_hardtanh(builder: Builder, x: Value, min_val: float = -1.0, max_val: float = 1.0) -> Value:
+    return clip(builder, x, float(min_val), float(max_val))
+
+
+@aten_op("relu6.default")
+def _aten_relu6(builder: Builder, x: Value) -> Value:
+    return clip(builder, x, 0.0, 6.0)
