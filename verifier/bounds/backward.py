@@ -38,6 +38,28 @@ class LinearBound:
             total = total - self.error
         return torch.nan_to_num(total, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
+    def index(self, chosen: Tensor) -> LinearBound:
+        """Select instances; tensors shared by all of them (B = 1) stay as they are."""
+
+        def pick(t: Tensor) -> Tensor:
+            return t if t.shape[0] == 1 else t[chosen]
+
+        coefficients = {i: pick(c) for i, c in self.coefficients.items()}
+        return LinearBound(
+            coefficients, pick(self.constant), None if self.error is None else pick(self.error)
+        )
+
+    def where(self, chosen: Tensor, other: LinearBound) -> LinearBound:
+        """Row by row this one where `chosen` [B, R] holds, else `other`; both bound the same rows."""
+        coefficients = {
+            i: torch.where(chosen.view(*chosen.shape, *([1] * (c.dim() - 2))), c, other.coefficients[i])
+            for i, c in self.coefficients.items()
+        }
+        error = None
+        if self.error is not None and other.error is not None:
+            error = torch.where(chosen, self.error, other.error)
+        return LinearBound(coefficients, torch.where(chosen, self.constant, other.constant), error)
+
 
 def backward(
     graph: Graph,
@@ -48,10 +70,11 @@ def backward(
 ) -> LinearBound:
     """Bound sum over nodes of <start[node], value of node> from below by linear forms of the inputs.
 
-    `relaxations` holds one Relaxation per Elementwise node that the start nodes depend on, slopes [B, *shape], or
-    [B, G, *shape] with G dividing R when groups of consecutive rows have slopes of their own. `bounds` encloses
-    the same nodes; it is used only for rounding errors, which are bounded rigorously (running error analysis,
-    Higham 2002, chapter 3: each step's relative error times the magnitude of the terms it sums) and returned.
+    `relaxations` holds one Relaxation per Elementwise node that the start nodes depend on, slopes [B,
+    *shape], or [B, G, *shape] with G dividing R when groups of consecutive rows have slopes of their own.
+    `bounds` encloses the same nodes; it is used only for rounding errors, which are bounded rigorously
+    (running error analysis, Higham 2002, chapter 3: each step's relative error times the magnitude of the
+    terms it sums) and returned.
     """
     pending: dict[int, Coefficients] = dict(start)
     queue = [-i for i in pending]
@@ -116,7 +139,8 @@ def _unit(like: Tensor, terms: int) -> float:
 
 
 def _grouped(dense: Tensor, relaxation: Relaxation, shape: Shape) -> Tensor:
-    """`dense` [B, R, *shape] as [B, G, R / G, *shape], G the number of groups of rows with their own slopes."""
+    """`dense` [B, R, *shape] as [B, G, R / G, *shape], G the number of groups of rows with their own
+    slopes."""
     groups = 1
     for tensor in (*relaxation.lower_slopes, *relaxation.upper_slopes):
         if tensor.dim() > len(shape) + 1:
@@ -125,7 +149,8 @@ def _grouped(dense: Tensor, relaxation: Relaxation, shape: Shape) -> Tensor:
 
 
 def _through(dense: Tensor, relaxation: Relaxation, shape: Shape) -> tuple[list[Coefficients], Tensor | None]:
-    """One step through an elementwise operator: positive coefficients take the lower line, negative the upper."""
+    """One step through an elementwise operator: positive coefficients take the lower line, negative the
+    upper."""
     wide = _grouped(dense, relaxation, shape)
     rising = wide > 0
     parts: list[Coefficients] = []
@@ -146,7 +171,8 @@ def _spread(slope: Tensor, shape: Shape) -> Tensor:
 
 
 def _contract_groups(wide: Tensor, x: Tensor, shape: Shape) -> Tensor:
-    """<wide [B, G, R / G, *shape], x [B, *shape] or [B, G, *shape]>: [B, R]; unbounded x with zero weight is 0."""
+    """<wide [B, G, R / G, *shape], x [B, *shape] or [B, G, *shape]>: [B, R]; unbounded x with zero weight is
+    0."""
     flat = wide.flatten(3)
     if x.dim() == len(shape) + 1:
         return contract(flat.flatten(1, 2), _finite(x))
@@ -161,7 +187,8 @@ def _finite(x: Tensor) -> Tensor:
 
 
 def _relaxation_error(dense: Tensor, relaxation: Relaxation, boxes: Sequence[Interval], units: int) -> Tensor:
-    """Rounding of one elementwise step: `units` of |coefficient| (|slope| |x| + |intercept|), the larger line."""
+    """Rounding of one elementwise step: `units` of |coefficient| (|slope| |x| + |intercept|), the larger
+    line."""
     shape = tuple(boxes[0].lower.shape[1:])
     wide = _grouped(dense, relaxation, shape)
 

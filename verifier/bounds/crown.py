@@ -18,23 +18,27 @@ from verifier.sets import Box, InputSet
 
 Slopes = Mapping[tuple[int, int], Mapping[str, Tensor]]
 """(bounded node, elementwise node) to values of the free relaxation parameters used when bounding the first:
-[B or 1, G, K, *shape], G = 2 for the lower and the upper bounds of K neurons (or K = 1: shared by all), G = 1 for
-the K rows of a specification."""
+[B or 1, G, K, *shape], G = 2 for the lower and the upper bounds of K neurons (or K = 1: shared by all), G = 1
+for the K rows of a specification."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much work a pass may do. `memory` is the size in bytes that the coefficients of one pass may take."""
+    """How much work a pass may do. `memory` is the size in bytes that the coefficients of one pass may
+    take."""
 
     refine: bool = True
     rounding: bool = True
     memory: int = 1 << 30
 
 
-def relax(graph: Graph, position: int, bounds: Mapping[int, Interval], slopes: Mapping[str, Tensor]) -> Relaxation:
+def relax(
+    graph: Graph, position: int, bounds: Mapping[int, Interval], slopes: Mapping[str, Tensor]
+) -> Relaxation:
     """The relaxation of an elementwise node at its starting parameters, or at `slopes` [B, G, *shape]."""
     node = graph.nodes[position]
-    assert isinstance(node.op, Elementwise)
+    if not isinstance(node.op, Elementwise):
+        raise TypeError(f"{node.name} is not elementwise and has no relaxation.")
     boxes = [bounds[j] for j in node.inputs]
     parameters = node.op.parameters(*boxes)
     if not slopes:
@@ -44,12 +48,13 @@ def relax(graph: Graph, position: int, bounds: Mapping[int, Interval], slopes: M
     for name, p in parameters.items():
         low, high = p.lower.detach().unsqueeze(1), p.upper.detach().unsqueeze(1)
         raw = slopes.get(name)
-        chosen[name] = p.value.unsqueeze(1) if raw is None else torch.minimum(torch.maximum(raw, low), high)
+        chosen[name] = p.value.unsqueeze(1) if raw is None else raw.clamp(low, high)
     return node.op.relax(chosen, *wide)
 
 
 class Relaxations:
-    """Relaxations of one pass: the default of each node once, those with their own slopes per bounded node."""
+    """Relaxations of one pass: the default of each node once, those with their own slopes per bounded
+    node."""
 
     def __init__(self, graph: Graph, bounds: Bounds, slopes: Slopes | None) -> None:
         self._graph, self._bounds, self._slopes = graph, bounds, slopes or {}
@@ -120,9 +125,23 @@ def refine(
     effort: Effort,
 ) -> Interval:
     """The interval of one node, intersected with backward bounds of the selected neurons."""
+    fresh = neuron_bounds(graph, sets, position, selection, bounds, relaxations, effort)
+    current = bounds[position].expand(sets[0].batch)
+    return scatter(current, selection, gather(current, selection).intersect(fresh))
+
+
+def neuron_bounds(
+    graph: Graph,
+    sets: Sequence[InputSet],
+    position: int,
+    selection: Selection,
+    bounds: Bounds,
+    relaxations: Relaxations,
+    effort: Effort,
+) -> Interval:
+    """Backward bounds of the selected neurons of one node: [B, K]."""
     like = bounds[position].lower
-    batch = sets[0].batch
-    step = _chunk(graph, position, batch, like, effort.memory)
+    step = _chunk(graph, position, sets[0].batch, like, effort.memory)
     lowers, uppers = [], []
     for start in range(0, selection.index.shape[1], step):
         rows = selection.rows(like, start, start + step)
@@ -131,13 +150,22 @@ def refine(
         count = low.shape[1] // 2
         lowers.append(low[:, :count])
         uppers.append(-low[:, count:])
-    current = bounds[position].expand(batch)
-    index = selection.index.expand(batch, -1)
-    flat = current.map(lambda t: t.flatten(1))
-    met = flat.map(lambda t: t.gather(1, index)).intersect(Interval(torch.cat(lowers, 1), torch.cat(uppers, 1)))
-    shape = current.lower.shape
+    return Interval(torch.cat(lowers, 1), torch.cat(uppers, 1))
+
+
+def gather(full: Interval, selection: Selection) -> Interval:
+    """The selected neurons' part [B, K] of a node's interval [B, *shape]."""
+    index = selection.index.expand(full.lower.shape[0], -1)
+    return full.map(lambda t: t.flatten(1).gather(1, index))
+
+
+def scatter(full: Interval, selection: Selection, part: Interval) -> Interval:
+    """A node's interval [B, *shape] with the selected neurons' replaced by `part` [B, K]."""
+    index = selection.index.expand(part.lower.shape[0], -1)
+    shape = full.lower.shape
     return Interval(
-        flat.lower.scatter(1, index, met.lower).view(shape), flat.upper.scatter(1, index, met.upper).view(shape)
+        full.lower.flatten(1).scatter(1, index, part.lower).view(shape),
+        full.upper.flatten(1).scatter(1, index, part.upper).view(shape),
     )
 
 

@@ -20,7 +20,8 @@ def interval_of(graph: Graph, position: int, bounds: Mapping[int, Interval]) -> 
 def interval_bounds(
     graph: Graph, inputs: Sequence[Interval], known: Mapping[int, Interval] | None = None
 ) -> Bounds:
-    """Enclosures of all nodes (IBP, Gowal et al. 2018), each intersected with `known` where that has the node.
+    """Enclosures of all nodes (IBP, Gowal et al. 2018), each intersected with `known` where that has the
+    node.
 
     `inputs` holds one interval [B, *shape] per graph input.
     """

@@ -13,7 +13,8 @@ from verifier.graph.op import Affine, Elementwise, Input, Shape
 
 
 class Selection(NamedTuple):
-    """Flat positions [B or 1, K] of the chosen neurons of one node; short rows are filled with other neurons."""
+    """Flat positions [B or 1, K] of the chosen neurons of one node; short rows are filled with other
+    neurons."""
 
     index: Tensor
     shape: Shape
@@ -38,7 +39,8 @@ def select(mask: Tensor, shape: Shape) -> Selection | None:
 
 
 def refinable(graph: Graph, position: int, bounds: dict[int, Interval]) -> Tensor | None:
-    """Marks the neurons of a node whose tighter interval could tighten some relaxation; None if nothing asks."""
+    """Marks the neurons of a node whose tighter interval could tighten some relaxation; None if nothing
+    asks."""
     mask: Tensor | None = None
     for user in graph.users[position]:
         op = graph.nodes[user].op

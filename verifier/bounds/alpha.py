@@ -1,0 +1,336 @@
+"""Optimised relaxations (alpha-CROWN, Xu et al. 2021): gradient ascent on the free relaxation parameters of
+the final pass and of the inner bounds that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from verifier.bounds.ascent import Adam, Best, Leaves, index_leaves, pick
+from verifier.bounds.backward import LinearBound
+from verifier.bounds.crown import (
+    Effort,
+    Relaxations,
+    Slopes,
+    gather,
+    inner_bounds,
+    neuron_bounds,
+    refine,
+    scatter,
+    specification_bound,
+)
+from verifier.bounds.interval import Bounds, interval_bounds
+from verifier.bounds.rows import Selection, refinable, select
+from verifier.graph import Elementwise, Graph, Interval, Parameter
+from verifier.graph.coefficients import Coefficients
+from verifier.sets import InputSet
+
+Stop = Callable[[Tensor], Tensor]
+OWN, SHARED = 12, 5
+"""Tensors of the size of all coefficients that one iteration keeps alive: with slopes for every row (the
+slope, its best, gradient, moments, saved values), and with slopes shared by the neurons of a node."""
+
+
+@dataclass(frozen=True)
+class AlphaOptions:
+    """How to optimise.
+
+    `learning_rate` is in units of each parameter's range and is multiplied by `decay` after every iteration.
+    `intermediate` optimises the inner bounds too, where `memory` (bytes) allows. Rows above `threshold` need
+    no more work. `stop` maps the best lower bounds so far, [B, R], to a boolean [B] of instances that are
+    finished; without it an instance is finished when all its rows are above the threshold. Both see values
+    reduced by an estimate of rounding errors.
+    """
+
+    iterations: int = 20
+    learning_rate: float = 0.25
+    decay: float = 0.95
+    intermediate: bool = True
+    threshold: float | None = None
+    stop: Stop | None = None
+    memory: int = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Optimised:
+    """Sound results of `optimise`, rounding errors subtracted.
+
+    `lower` [B, R]; `bounds` enclosures of all nodes that the target depends on; `slopes` the best parameters
+    found, to start from again; `plane` linear forms of the inputs below the rows, whose minima are `lower`.
+    """
+
+    lower: Tensor
+    bounds: Bounds
+    slopes: Slopes
+    plane: LinearBound
+
+
+def optimise(
+    graph: Graph,
+    sets: Sequence[InputSet],
+    target: int,
+    rows: Coefficients,
+    known: Mapping[int, Interval] | None = None,
+    slopes: Slopes | None = None,
+    options: AlphaOptions = AlphaOptions(),
+) -> Optimised:
+    """Lower bounds of the linear forms `rows` of node `target`, never below those of plain CROWN.
+
+    `known` holds enclosures that are true already; they are intersected. `slopes` is a start, from an earlier
+    call on the same sets or larger ones. The batch is treated in parts where `memory` asks for it.
+    """
+    with torch.no_grad():
+        bounds = inner_bounds(graph, sets, [target], known, effort=Effort(memory=options.memory))
+        plane = specification_bound(graph, sets, target, rows, bounds)
+        lower = plane.minimum(graph, sets)
+    batch = sets[0].batch
+    plain = Optimised(lower.expand(batch, -1), bounds, {}, plane)
+    problem = _problem(graph, sets, target, rows, plain, options)
+    if OWN * problem.size > options.memory:
+        problem = replace(problem, own=False)
+    if SHARED * problem.size > options.memory:
+        problem = replace(problem, selections={})
+    need = problem.size * (OWN if problem.own else SHARED)
+    part = max(1, options.memory // max(need, 1))
+    parts = []
+    for chosen in torch.arange(batch, device=lower.device).split(part):
+        begin = {} if slopes is None else index_leaves(slopes, chosen)
+        parts.append(_ascend(problem.index(chosen), begin, _local(options, lower, chosen)))
+    return _join(parts)
+
+
+def _local(options: AlphaOptions, lower: Tensor, chosen: Tensor) -> AlphaOptions:
+    """The options for some instances: `stop` still sees the whole batch."""
+    stop = options.stop
+    if stop is None or len(chosen) == len(lower):
+        return options
+    return replace(options, stop=lambda part: stop(lower.index_copy(0, chosen, part))[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class _Problem:
+    """What stays fixed during the optimisation; all tensors have the instances in front. `selections` holds
+    the neurons whose bounds are optimised too, `own` says whether each row has slopes of its own."""
+
+    graph: Graph
+    sets: tuple[InputSet, ...]
+    target: int
+    rows: Coefficients
+    plain: Optimised
+    selections: dict[int, Selection]
+    memory: int
+    own: bool = True
+
+    def index(self, chosen: Tensor) -> _Problem:
+        tensors = {f.name: getattr(self.rows, f.name) for f in fields(self.rows)}  # pyright: ignore[reportArgumentType]
+        rows = {n: pick(t, chosen) for n, t in tensors.items() if isinstance(t, Tensor)}
+        plain = self.plain
+        return replace(
+            self,
+            sets=tuple(s.index(chosen) for s in self.sets),
+            rows=replace(self.rows, **rows),  # pyright: ignore[reportArgumentType]
+            plain=replace(
+                plain,
+                lower=pick(plain.lower, chosen),
+                bounds={i: b.index(chosen) for i, b in plain.bounds.items()},
+                plane=plain.plane.index(chosen),
+            ),
+            selections={i: Selection(pick(s.index, chosen), s.shape) for i, s in self.selections.items()},
+        )
+
+    def count(self, i: int) -> int:
+        """K, the neurons or rows bounded at node i."""
+        return self.plain.lower.shape[1] if i == self.target else self.selections[i].index.shape[1]
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """(bounded node, elementwise node that its bound passes through)."""
+        for i in (*self.selections, self.target):
+            for j in sorted(self.graph.ancestors(i)):
+                if isinstance(self.graph.nodes[j].op, Elementwise):
+                    yield i, j
+
+    @property
+    def size(self) -> int:
+        """Bytes of all coefficients that the passes of one instance meet at elementwise nodes."""
+        sides = {i: 1 if i == self.target else 2 for i in (*self.selections, self.target)}
+        numbers = sum(sides[i] * self.count(i) * self.graph.nodes[j].numel for i, j in self.pairs())
+        return numbers * self.plain.lower.element_size()
+
+    def ranges(self, j: int) -> dict[str, Parameter]:
+        """The free parameters of an elementwise node on the plain bounds."""
+        node = self.graph.nodes[j]
+        if not isinstance(node.op, Elementwise):
+            raise TypeError(f"{node.name} is not elementwise.")
+        return node.op.parameters(*[self.plain.bounds[k] for k in node.inputs])
+
+    def start(self, given: Slopes) -> tuple[Leaves, Leaves]:
+        """Starting slopes, leaves of the gradient, and the widths of their ranges [B or 1, 1, 1, *shape]."""
+        values: Leaves = {}
+        scales: Leaves = {}
+        for i, j in self.pairs():
+            sides = 1 if i == self.target else 2
+            count = self.count(i) if self.own else 1
+            for name, p in self.ranges(j).items():
+                width = (p.upper - p.lower)[:, None, None]
+                if not bool((width > 0).any()):
+                    continue
+                first = given.get((i, j), {}).get(name)
+                if first is None or first.shape[2] not in (1, count):
+                    first = p.value[:, None, None]
+                shape = (self.sets[0].batch, sides, count, *self.graph.nodes[j].shape)
+                values.setdefault((i, j), {})[name] = first.detach().expand(shape).clone().requires_grad_()
+                scales.setdefault((i, j), {})[name] = torch.nan_to_num(width, nan=0.0, posinf=1.0)
+        return values, scales
+
+    def evaluate(self, slopes: Slopes) -> tuple[Tensor, dict[int, Tensor]]:
+        """The differentiable lower bounds [B, R], and the values of all bounded rows [B, G, K] per bounded
+        node (upper bounds negated); without rounding errors.
+
+        A neuron's value is the better of its new and its plain bound, but its gradient is always the new
+        one's, so that a step too far does not end its optimisation.
+        """
+        bounds = dict(self.plain.bounds)
+        relaxations = Relaxations(self.graph, bounds, slopes)
+        effort = Effort(rounding=False, memory=self.memory)
+        values: dict[int, Tensor] = {}
+        for i, selection in self.selections.items():
+            fresh = neuron_bounds(self.graph, self.sets, i, selection, bounds, relaxations, effort)
+            full = bounds[i].expand(self.sets[0].batch)
+            seen = fresh.detach()
+            met = gather(full, selection).intersect(seen)
+            straight = Interval(
+                fresh.lower + (met.lower - seen.lower), fresh.upper + (met.upper - seen.upper)
+            )
+            bounds[i] = scatter(full, selection, straight)
+            values[i] = torch.stack([seen.lower, -seen.upper], 1)
+        plane = specification_bound(
+            self.graph, self.sets, self.target, self.rows, bounds, slopes, rounding=False
+        )
+        lower = plane.minimum(self.graph, self.sets)
+        values[self.target] = lower.detach().unsqueeze(1)
+        return lower, values
+
+
+def _problem(
+    graph: Graph,
+    sets: Sequence[InputSet],
+    target: int,
+    rows: Coefficients,
+    plain: Optimised,
+    options: AlphaOptions,
+) -> _Problem:
+    """Neurons that are settled after the plain pass, or that depend on nothing relaxed, are not bounded
+    again."""
+    selections: dict[int, Selection] = {}
+    for i in sorted(graph.ancestors(target) - {target}) if options.intermediate else ():
+        if not any(isinstance(graph.nodes[j].op, Elementwise) for j in graph.ancestors(i)):
+            continue
+        mask = refinable(graph, i, plain.bounds)
+        if mask is not None and (selection := select(mask, graph.nodes[i].shape)) is not None:
+            selections[i] = selection
+    return _Problem(graph, tuple(sets), target, rows, plain, selections, options.memory)
+
+
+def _ascend(problem: _Problem, given: Slopes, options: AlphaOptions) -> Optimised:
+    """The optimisation of all instances of a problem."""
+    leaves, scales = problem.start(given)
+    if not leaves or options.iterations < 1:
+        return problem.plain
+    whole, target, plain = problem, problem.target, problem.plain.lower
+    adam = Adam(leaves, scales, options.learning_rate, options.decay)
+    active = torch.arange(len(plain), device=plain.device)
+    with torch.enable_grad():
+        lower, values = problem.evaluate(leaves)
+    best = Best(leaves, values)
+    slack = torch.nan_to_num(lower.detach() - plain, nan=0.0, posinf=0.0).clamp(min=0)
+    for _ in range(options.iterations):
+        reached = torch.maximum(best.values[target].squeeze(1) - slack, plain)
+        closed, idle = _finished(reached, options)
+        keep = ~closed[active]
+        if not bool(keep.any()):
+            break
+        aim = lower[keep & lower.isfinite().all(1)][~idle[active][keep & lower.isfinite().all(1)]].sum()
+        if not aim.requires_grad:
+            break
+        keys = [(key, name) for key, own in leaves.items() for name in own]
+        gradients = torch.autograd.grad(aim, [leaves[k][n] for k, n in keys], allow_unused=True)
+        adam.step(leaves, {key: g for key, g in zip(keys, gradients, strict=True) if g is not None})
+        if not bool(keep.all()):
+            kept = keep.nonzero().squeeze(1)
+            active, problem = active[kept], problem.index(kept)
+            leaves = index_leaves(leaves, kept)
+            adam.index(kept)
+        _project(problem, leaves)
+        with torch.enable_grad():
+            lower, values = problem.evaluate(leaves)
+        best.update(active, leaves, values)
+    return _finish(whole, best.slopes)
+
+
+def _finished(reached: Tensor, options: AlphaOptions) -> tuple[Tensor, Tensor]:
+    """Instances that need no more work [B], and rows that need none [B, R]."""
+    idle = torch.zeros_like(reached, dtype=torch.bool)
+    if options.threshold is not None:
+        idle = reached > options.threshold
+    return options.stop(reached) if options.stop is not None else idle.all(1), idle
+
+
+@torch.no_grad()
+def _project(problem: _Problem, leaves: Leaves) -> None:
+    """Back into the ranges that hold on the plain bounds (every relaxation clamps to the current ones)."""
+    ranges = {j: problem.ranges(j) for j in {j for _, j in leaves}}
+    for (_, j), own in leaves.items():
+        for name, tensor in own.items():
+            p = ranges[j][name]
+            tensor.clamp_(p.lower[:, None, None], p.upper[:, None, None])
+
+
+@torch.no_grad()
+def _finish(problem: _Problem, slopes: Leaves) -> Optimised:
+    """Everything again at the best slopes, with rounding errors; each row keeps the better of this and
+    plain."""
+    graph, sets, target, plain = problem.graph, problem.sets, problem.target, problem.plain
+    bounds = dict(plain.bounds)
+    relaxations = Relaxations(graph, bounds, slopes)
+    effort = Effort(memory=problem.memory)
+    for i, selection in problem.selections.items():
+        bounds[i] = refine(graph, sets, i, selection, bounds, relaxations, effort)
+    plane = specification_bound(graph, sets, target, problem.rows, bounds, slopes)
+    lower = plane.minimum(graph, sets)
+    tight = interval_bounds(graph, [s.box() for s in sets], bounds)
+    return Optimised(
+        torch.maximum(lower, plain.lower),
+        {i: tight[i] for i in bounds},
+        slopes,
+        plane.where(lower > plain.lower, plain.plane),
+    )
+
+
+def _join(parts: Sequence[Optimised]) -> Optimised:
+    """Results of consecutive parts of the batch as one."""
+    if len(parts) == 1:
+        return parts[0]
+    sizes = [len(p.lower) for p in parts]
+
+    def cat(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([t.expand(n, *t.shape[1:]) for t, n in zip(tensors, sizes, strict=True)])
+
+    bounds: Bounds = {}
+    for i in parts[0].bounds:
+        ends = [p.bounds[i] for p in parts]
+        bounds[i] = Interval(cat([e.lower for e in ends]), cat([e.upper for e in ends]))
+    slopes: Leaves = {}
+    for key in set.intersection(*[set(p.slopes) for p in parts]):
+        names = set.intersection(*[set(p.slopes[key]) for p in parts])
+        slopes[key] = {n: cat([p.slopes[key][n] for p in parts]) for n in names}
+    planes = [p.plane for p in parts]
+    errors = [p.error for p in planes if p.error is not None]
+    plane = LinearBound(
+        {i: cat([p.coefficients[i] for p in planes]) for i in planes[0].coefficients},
+        cat([p.constant for p in planes]),
+        cat(errors) if len(errors) == len(planes) else None,
+    )
+    return Optimised(cat([p.lower for p in parts]), bounds, slopes, plane)
