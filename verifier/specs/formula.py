@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +50,8 @@ NEGATED = (Relation.GT, Relation.GE, Relation.NE, Relation.EQ, Relation.LT, Rela
 
 _ONE = Fraction(1)
 
-Monomial = tuple[int, ...]
-"""Sorted variable indices, repeated for powers; ``()`` is the constant."""
+Monomial = tuple[Any, ...]
+"""Sorted variables, repeated for powers; ``()`` is the constant. A variable is a flat index, in `Property` a symbol."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Polynomial:
         return cls((((), Fraction(value)),)) if value else cls()
 
     @classmethod
-    def variable(cls, index: int) -> Polynomial:
+    def variable(cls, index: Any) -> Polynomial:
         return cls((((index,), _ONE),))
 
     @property
@@ -81,7 +82,7 @@ class Polynomial:
         return self.terms[0][1] if self.terms and self.terms[0][0] == () else Fraction(0)
 
     @property
-    def variables(self) -> set[int]:
+    def variables(self) -> set[Any]:
         return {index for monomial, _ in self.terms for index in monomial}
 
     def scaled(self, factor: Fraction) -> Polynomial:

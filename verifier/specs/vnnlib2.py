@@ -1,8 +1,8 @@
 """VNN-LIB 2.0, parsed and type-checked by the ``vnnlib`` package; the meaning is worked out here.
 
 The package's own ``compat.transform`` reads several input disjunctions as one list of cases, so only its
-syntax tree is used. Some spellings that it rejects are rewritten first, each with the same meaning: numbers such
-as ``1``, ``.5`` or ``1e-3``, ``(vnnlib-version 2.0)``, the type ``Real``, infix comparisons ``(a < b)``.
+syntax tree is used. Some spellings that it rejects are rewritten first, with the same meaning: numbers such as
+``1``, ``.5`` or ``1e-3``, ``(vnnlib-version 2.0)``, the type ``Real``, infix comparisons ``(a < b)``.
 """
 
 from __future__ import annotations
