@@ -44,7 +44,7 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/pyright
 
-test: lint types
+test: lint
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not full"
 
 test-full: lint types docs
