@@ -51,7 +51,7 @@ test-full: lint types docs
 	$(BIN)/python -m pytest -q -n $(WORKERS)
 
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 tables: $(STAMP)
 	$(BIN)/python -m verifier.report.tables
