@@ -97,7 +97,7 @@ class _Trial:
     def _again(self, found: Candidates, rows: Tensor) -> Start:
         cases = found.cases[rows]
         unit = self.search.unit(found.points[rows], cases)
-        return Start(unit, cases, torch.full_like(cases, -1))
+        return Start(unit, cases, torch.full_like(cases, -1), torch.full_like(unit[:, 0], 0.1))
 
     def _around(self, found: Candidates) -> Counterexample | None:
         """Points a few floats away from the best one."""

@@ -26,6 +26,8 @@ _CHEAP = 3e5
 """Below this many operations per point, float64 costs little more than float32 does."""
 _STEP_WORK = 5e8
 """Operations in one step of one batch: about a fifth of a second, so that a deadline is kept."""
+_RATE = 0.5
+"""The first step's length in the unit cube; a descent ends at a fiftieth of it."""
 _GRACE = 4
 """Steps that go on after the first hit, to get beyond what rounding can take back."""
 
@@ -70,18 +72,34 @@ class Candidates:
 class Start:
     """Where B descents begin: unit coordinates [B, n_free], their cases and disjuncts int64 [B].
 
-    A disjunct of -1 means the one that is nearest at each step.
+    A disjunct of -1 means the one that is nearest at each step. `rate` [B] is the first step's length.
     """
 
     unit: Tensor
     cases: Tensor
     disjuncts: Tensor
+    rate: Tensor
 
     def __getitem__(self, rows: slice | Tensor) -> Start:
-        return Start(self.unit[rows], self.cases[rows], self.disjuncts[rows])
+        return Start(self.unit[rows], self.cases[rows], self.disjuncts[rows], self.rate[rows])
 
     def __len__(self) -> int:
         return len(self.cases)
+
+
+@dataclass(frozen=True, eq=False)
+class _Elite:
+    """The best points seen: unit coordinates, cases and rising scores."""
+
+    unit: Tensor
+    cases: Tensor
+    scores: Tensor
+
+    def joined(self, unit: Tensor, cases: Tensor, scores: Tensor, limit: int) -> _Elite:
+        both = (torch.cat(pair) for pair in ((self.unit, unit), (self.cases, cases), (self.scores, scores)))
+        unit, cases, scores = both
+        top = torch.argsort(scores, stable=True)[:limit]
+        return _Elite(unit[top], cases[top], scores[top])
 
 
 def search(
@@ -127,6 +145,7 @@ class Search:
         self.best = math.inf
         self.best_unit = torch.full_like(self.lower, 0.5)  # per case
         self.best_score = self.lower.new_full((len(self.lower),), torch.inf)
+        self.elite = _Elite(self.lower[:0], torch.zeros(0, dtype=torch.int64, device=self.lower.device), self.lower[:0, 0])
 
     @property
     def late(self) -> bool:
@@ -208,7 +227,7 @@ class Search:
         auto = torch.full((len(cases), 1), -1, dtype=torch.int64, device=cases.device)
         picked = torch.cat([auto, picked], 1)
         owner = cases.repeat_interleave(picked.shape[1])
-        return Start(self.best_unit[owner], owner, picked.flatten())
+        return Start(self.best_unit[owner], owner, picked.flatten(), self._rates(len(owner)))
 
     def _random_starts(self, restarts: int) -> Start:
         """Random starts for the most promising cases; half of them aim at one disjunct from beginning to end."""
@@ -216,20 +235,27 @@ class Search:
         if len(cases) > 1:  # few restarts everywhere, then all effort where it is nearest
             cases = cases[: max(1, min(len(cases), 8 * self.batch // restarts))]
         owner = cases.repeat_interleave(restarts)
-        free = self.lower.shape[1]
-        unit = self._uniform((len(owner), free)).to(self.lower.device)
-        kind = torch.arange(len(owner), device=unit.device) % 4
-        best = self.best_unit[owner]
+        ranked = self._ranked(cases, self.best_unit[cases], (restarts + 1) // 2)
+        cycle = torch.arange(restarts, device=owner.device)
+        aims = torch.where(cycle % 2 == 0, -1, ranked[:, (cycle // 2) % ranked.shape[1]]).flatten()
+        unit = self._uniform((len(owner), self.lower.shape[1])).to(self.lower.device)
+        rates = self._rates(len(owner))
+        kind = cycle.repeat(len(cases)) // 2 % 4
         unit = torch.where((kind == 1).unsqueeze(1), unit.round(), unit)
-        unit = torch.where((kind == 2).unsqueeze(1), (best + 0.4 * (unit - 0.5)).clamp(0, 1), unit)
-        diverse = (kind == 3).nonzero().squeeze(1)
+        diverse = (kind == 2).nonzero().squeeze(1)
         for a in range(0, len(diverse), self.batch):
             rows = diverse[a : a + self.batch]
             unit[rows] = self._diversify(unit[rows], owner[rows])
-        ranked = self._ranked(cases, self.best_unit[cases], (restarts + 1) // 2)
-        cycle = torch.arange(restarts, device=owner.device)
-        aims = torch.where(cycle % 2 == 0, -1, ranked[:, (cycle // 2) % ranked.shape[1]])
-        return Start(unit, owner, aims.flatten())
+        local = (kind == 3).nonzero().squeeze(1)
+        source = torch.arange(len(local), device=owner.device) % len(self.elite.cases)
+        reach = 10.0 ** (-3 * self._uniform((len(local),))).to(unit.device)  # near and far: nobody knows the scale
+        around = self.elite.unit[source] + reach.unsqueeze(1) * (unit[local] - 0.5)
+        unit[local], owner[local], aims[local] = around.clamp(0, 1), self.elite.cases[source], -1
+        rates[local] = reach / 2
+        return Start(unit, owner, aims, rates)
+
+    def _rates(self, count: int) -> Tensor:
+        return self.lower.new_full((count,), _RATE)
 
     def _case_order(self) -> Tensor:
         """The cases, most promising first."""
@@ -276,7 +302,8 @@ class Search:
     def _descend(self, start: Start, steps: int, loss: Loss, target: float) -> tuple[Tensor, Tensor]:
         """The best point of each descent, in unit coordinates, and its score.
 
-        Half of the descents take steps of the gradient's sign, half normalise by running moments.
+        Half of the descents take steps of the gradient's sign, half normalise by running moments; which is
+        better depends on the problem.
         """
         unit, cases = start.unit, start.cases
         best_unit, best = unit, unit.new_full((len(unit),), torch.inf)
@@ -301,7 +328,7 @@ class Search:
             second = 0.95 * second + 0.05 * gradient.square()
             moment = first / (1 - 0.8 ** (t + 1))
             moment = moment / ((second / (1 - 0.95 ** (t + 1))).sqrt() + torch.finfo(unit.dtype).tiny)
-            rate = 0.5 * 0.02 ** (t / max(steps - 1, 1))
+            rate = (start.rate * 0.02 ** (t / max(steps - 1, 1))).unsqueeze(1)
             move = torch.where(signed, gradient.sign() * rate, moment * (rate / 2))
             unit = (unit.detach() - move).clamp(0, 1)
         return best_unit, best
@@ -350,6 +377,7 @@ class Search:
         self.best_score[cases[wins]] = scores[wins]
         self.best_unit[cases[wins]] = unit[wins]
         top = order[: self.options.keep]
+        self.elite = self.elite.joined(unit[top], cases[top], scores[top], 2 * self.options.keep)
         points = self._point(unit[top], cases[top])[:, self.objective.groups].double()
         points = torch.minimum(torch.maximum(points, self.limits[0][cases[top]]), self.limits[1][cases[top]])
         return Candidates(points, cases[top], scores[top].double(), self.best)
