@@ -100,7 +100,9 @@ def _read(model: str | Path | bytes, source: str) -> bytes:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise ModelError(f"The gzip file {source} is damaged ({error}); fetch or compress it again.") from None
+            raise ModelError(
+                f"The gzip file {source} is damaged ({error}); fetch or compress it again."
+            ) from None
     if not data:
         raise ModelError(f"The model {source} is empty (0 bytes); fetch or export it again.")
     return data
@@ -114,7 +116,9 @@ def _parse(data: bytes, source: str) -> onnx.ModelProto:
     try:
         proto.ParseFromString(data)
     except DecodeError:
-        raise ModelError(f"{source} is not an ONNX model, or it is damaged; fetch or export it again.") from None
+        raise ModelError(
+            f"{source} is not an ONNX model, or it is damaged; fetch or export it again."
+        ) from None
     if not proto.HasField("graph") or not proto.graph.node or not proto.opset_import:
         raise ModelError(f"{source} is not an ONNX model: it holds no graph; fetch or export it again.")
     if proto.functions:
@@ -131,7 +135,7 @@ def _dtype(info: onnx.ValueInfoProto) -> np.dtype:
 
 
 class _Importer:
-    """One conversion. `values` maps the model's value names to nodes; names in `unknown` descend from a refused node."""
+    """One conversion. `values` maps the model's value names to nodes; those in `unknown` descend from a refused one."""
 
     def __init__(self, proto: onnx.ModelProto, source: str) -> None:
         self.proto = proto
@@ -144,7 +148,9 @@ class _Importer:
         self.opset = max((self.opsets[d] for d in _STANDARD if d in self.opsets), default=1)
         stored = {i.name for i in proto.graph.initializer}
         self.inputs = [i for i in proto.graph.input if i.name not in stored]
-        self.used = {name for node in proto.graph.node for name in node.input} | {o.name for o in proto.graph.output}
+        self.used = {name for node in proto.graph.node for name in node.input} | {
+            o.name for o in proto.graph.output
+        }
 
     def convert(self) -> None:
         """Convert all nodes into `values`; raises UnsupportedError with all that are refused."""
@@ -157,13 +163,27 @@ class _Importer:
             self.values[info.name] = self.builder.at(info.name).input(info.name, self._input_shape(info))
         for tensor in graph.initializer:
             if tensor.name in self.used:
-                self.values[tensor.name] = self._constant(_array(tensor, tensor.name, self.source), tensor.name)
+                self.values[tensor.name] = self._constant(
+                    _array(tensor, tensor.name, self.source), tensor.name
+                )
         if graph.sparse_initializer:
-            raise ModelError(f"The model {self.source} stores sparse weights, which are not read; store them densely.")
+            raise ModelError(
+                f"The model {self.source} stores sparse weights, which are not read; store them densely."
+            )
         for position, node in enumerate(graph.node):
             self._node(node, node.name or f"{node.op_type}_{position}")
         if self.refused:
             raise UnsupportedError(self.refused)
+        self._require_finite()
+
+    def _require_finite(self) -> None:
+        """Infinite constants are fine in shape computations and as the ends of a Clip, but not as weights."""
+        for node in self.graph().nodes:
+            if not all(bool(t.isfinite().all()) for t in node.op.tensors() if t.is_floating_point()):
+                raise ModelError(
+                    f"Node {node.source!r} of the model {self.source} has infinite weights; nothing can be proved "
+                    "about such a network."
+                )
 
     def graph(self) -> Graph:
         outputs = []
@@ -228,7 +248,9 @@ class _Importer:
         if node.domain not in _STANDARD:
             raise Unsupported(f"operators of the domain {node.domain} are not known")
         inputs = tuple(self.values[i] if i else None for i in node.input)
-        if node.op_type in ("Shape", "Size") or not any(v is not None and self.builder.is_variable(v) for v in inputs):
+        if node.op_type in ("Shape", "Size") or not any(
+            v is not None and self.builder.is_variable(v) for v in inputs
+        ):
             return self._fold(node, name, inputs)
         converter = onnx_converter(node.op_type)
         if converter is None:
@@ -306,7 +328,8 @@ def _array(tensor: onnx.TensorProto, name: str, source: str) -> np.ndarray:
 
     if tensor.data_location == 1:
         raise ModelError(
-            f"The weight {name!r} of the model {source} lies in another file; save the model with all its weights inside."
+            f"The weight {name!r} of the model {source} lies in another file; save the model with all its weights "
+            "inside."
         )
     try:
         return canonical(numpy_helper.to_array(tensor), name, source)
@@ -315,17 +338,20 @@ def _array(tensor: onnx.TensorProto, name: str, source: str) -> np.ndarray:
 
 
 def canonical(array: np.ndarray, name: str, source: str) -> np.ndarray:
-    """A constant as the graph stores it: float64, int64 or bool; raises ModelError on NaN and on other types."""
+    """A constant as the graph stores it: float64, int64 or bool. Raises ModelError on NaN, infinity and other types."""
     array = np.asarray(array)
     if array.dtype == bool:
-        return np.ascontiguousarray(array).reshape(array.shape)
+        return np.array(array)
     if np.issubdtype(array.dtype, np.integer):
         return np.array(array, dtype=np.int64)
     try:
         array = np.array(array, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ModelError(f"The constant {name!r} of the model {source} has the unreadable type {array.dtype}.") from None
+        raise ModelError(
+            f"The constant {name!r} of the model {source} has the unreadable type {array.dtype}."
+        ) from None
     if np.isnan(array).any():
-        raise ModelError(f"The constant {name!r} of the model {source} holds NaN; nothing can be proved about it.")
+        raise ModelError(
+            f"The constant {name!r} of the model {source} holds NaN; nothing can be proved about it."
+        )
     return array
-

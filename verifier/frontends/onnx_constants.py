@@ -18,10 +18,21 @@ if TYPE_CHECKING:
 
 Arrays = Sequence["np.ndarray | None"]
 _KINDS = {1: np.float64, 11: np.float64, 9: np.bool_}
-_INTEGERS = {2: np.uint8, 3: np.int8, 4: np.uint16, 5: np.int16, 6: np.int32, 7: np.int64, 12: np.uint32, 13: np.uint64}
+_INTEGERS = {
+    2: np.uint8,
+    3: np.int8,
+    4: np.uint16,
+    5: np.int16,
+    6: np.int32,
+    7: np.int64,
+    12: np.uint32,
+    13: np.uint64,
+}
 
 
-def evaluate(node: onnx.NodeProto, inputs: Arrays, attributes: Mapping[str, Any], opset: int) -> list[np.ndarray]:
+def evaluate(
+    node: onnx.NodeProto, inputs: Arrays, attributes: Mapping[str, Any], opset: int
+) -> list[np.ndarray]:
     """The node's results. Floating arguments are float64 and stay so; raises Unsupported where it cannot be done."""
     rule = _RULES.get(node.op_type)
     if rule is not None:
@@ -38,14 +49,19 @@ def _reference(node: onnx.NodeProto, inputs: Arrays, opset: int) -> list[np.ndar
     names = [n for n in node.input if n]
     undefined = helper.make_empty_tensor_value_info
     graph = helper.make_graph(
-        [node], "constant", [undefined(n) for n in dict.fromkeys(names)], [undefined(n) for n in node.output if n]
+        [node],
+        "constant",
+        [undefined(n) for n in dict.fromkeys(names)],
+        [undefined(n) for n in node.output if n],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     feed = {n: v for n, v in zip(node.input, inputs, strict=True) if n}
     try:
         results = ReferenceEvaluator(model).run(None, feed)
     except Exception as error:  # the reference raises anything at all for what it cannot do
-        raise Unsupported(f"its constant value cannot be computed ({type(error).__name__}: {error})") from error
+        raise Unsupported(
+            f"its constant value cannot be computed ({type(error).__name__}: {error})"
+        ) from error
     if any(not isinstance(r, np.ndarray | np.generic) for r in results):
         raise Unsupported("a constant that is not a tensor")
     return [np.asarray(r) for r in results]
@@ -79,7 +95,9 @@ def _cast(inputs: Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
 def _constant_of_shape(inputs: Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
     from onnx import numpy_helper
 
-    value = numpy_helper.to_array(attributes["value"]).reshape(-1)[0] if "value" in attributes else np.float64(0)
+    value = (
+        numpy_helper.to_array(attributes["value"]).reshape(-1)[0] if "value" in attributes else np.float64(0)
+    )
     return np.full(tuple(_first(inputs).tolist()), value)
 
 
@@ -126,7 +144,9 @@ def _second(inputs: Arrays) -> np.ndarray:
     return inputs[1]
 
 
-def _binary(f: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[[Arrays, Mapping[str, Any]], np.ndarray]:
+def _binary(
+    f: Callable[[np.ndarray, np.ndarray], np.ndarray],
+) -> Callable[[Arrays, Mapping[str, Any]], np.ndarray]:
     return lambda inputs, attributes: f(_first(inputs), _second(inputs))
 
 

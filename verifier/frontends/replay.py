@@ -102,7 +102,9 @@ def _differences(
     generator = torch.Generator().manual_seed(1)
     signs = [torch.randint(0, 2, x.shape, generator=generator).double() * 2 - 1 for x in exact]
     moved = [
-        graph.evaluate([x + s * step * eps * x.abs().clamp(min=0.1) for x, s in zip(exact, signs, strict=True)])
+        graph.evaluate(
+            [x + s * step * eps * x.abs().clamp(min=0.1) for x, s in zip(exact, signs, strict=True)]
+        )
         for step in (1.0, -1.0, 4.0)
     ]
     result = []
@@ -110,14 +112,19 @@ def _differences(
         if tuple(value.shape[1:]) != other.shape[1:]:
             result.append((name, float("inf")))
         elif value.numel():
-            distance = (torch.from_numpy(other.astype(np.float64)) - value).abs().flatten(1).amax(1)
+            distance = _largest(torch.from_numpy(other.astype(np.float64)) - value)
             variants = [floats[i].double(), *[m[i] for m in moved]]
-            noise = torch.stack([(v - value).abs().flatten(1).amax(1) for v in variants]).amax(0)
-            tolerance = _SLACK * noise + _FLOOR * value.abs().flatten(1).amax(1) + 1e-30
+            noise = torch.stack([_largest(v - value) for v in variants]).amax(0)
+            tolerance = _SLACK * noise + _FLOOR * _largest(value) + 1e-30
             # Where our own value overflows, nothing can be compared.
-            ratio = torch.where(value.flatten(1).isfinite().all(1), distance / tolerance, torch.zeros_like(distance))
+            ratio = torch.where(_largest(value).isfinite(), distance / tolerance, torch.zeros_like(distance))
             result.append((name, float(ratio.nan_to_num(nan=torch.inf).amax())))
     return result
+
+
+def _largest(difference: torch.Tensor) -> torch.Tensor:
+    """[N, *shape] to [N]."""
+    return difference.abs().reshape(len(difference), -1).amax(1)
 
 
 def _explain(model: OnnxModel, points: list[np.ndarray], output: str) -> str:

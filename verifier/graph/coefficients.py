@@ -60,7 +60,7 @@ class Rows(Coefficients):
         return flat.view(batch, rows, *self.shape)
 
     def multiply(self, factor: Tensor) -> Coefficients:
-        flat = factor.flatten(1)
+        flat = factor.reshape(factor.shape[0], -1)
         batch = max(flat.shape[0], self.index.shape[0])
         index = self.index.expand(batch, -1)
         picked = flat.expand(batch, -1).gather(1, index)
@@ -74,9 +74,8 @@ class Diagonal(Coefficients):
     values: Tensor
 
     def dense(self) -> Tensor:
-        return torch.diag_embed(self.values.flatten(1)).view(
-            self.values.shape[0], -1, *self.values.shape[1:]
-        )
+        batch, *shape = self.values.shape
+        return torch.diag_embed(self.values.reshape(batch, -1)).view(batch, -1, *shape)
 
     def multiply(self, factor: Tensor) -> Coefficients:
         return Diagonal(self.values * factor)

@@ -11,7 +11,7 @@ from verifier.graph import Affine, Builder, Value
 from verifier.graph.coefficients import Coefficients
 from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
-from verifier.ops.movement import broadcast
+from verifier.ops.movement import broadcast, joint_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class ScaleShift(Affine):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         for tensor in (self.scale, self.shift):
-            if tensor is not None and torch.broadcast_shapes(tensor.shape, shapes[0]) != torch.Size(shapes[0]):
+            if tensor is not None and joint_shape(tensor.shape, shapes[0]) != shapes[0]:
                 raise ValueError(f"A constant of shape {tuple(tensor.shape)} does not broadcast to {shapes[0]}.")
         return shapes[0]
 
@@ -74,8 +74,8 @@ def scale_shift(
 ) -> Value:
     """scale * x + shift with numpy's broadcasting in both directions; scale and shift are constants."""
     tensors = [torch.as_tensor(t, dtype=torch.float64) if isinstance(t, (int, float)) else t for t in (scale, shift)]
-    shape = torch.broadcast_shapes(builder.shape(x), *[t.shape for t in tensors if t is not None])
-    return builder.add(ScaleShift(*tensors), broadcast(builder, x, tuple(shape)))
+    shape = joint_shape(builder.shape(x), *[t.shape for t in tensors if t is not None])
+    return builder.add(ScaleShift(*tensors), broadcast(builder, x, shape))
 
 
 def add(builder: Builder, a: Value, b: Value) -> Value:
@@ -84,7 +84,7 @@ def add(builder: Builder, a: Value, b: Value) -> Value:
         return scale_shift(builder, a, shift=constant)
     if (constant := builder.tensor(a)) is not None:
         return scale_shift(builder, b, shift=constant)
-    shape = tuple(torch.broadcast_shapes(builder.shape(a), builder.shape(b)))
+    shape = joint_shape(builder.shape(a), builder.shape(b))
     return builder.add(Add(), broadcast(builder, a, shape), broadcast(builder, b, shape))
 
 

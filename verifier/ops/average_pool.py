@@ -26,7 +26,9 @@ def average_pool(
     after = tuple((o - 1) * s + e - b - n for o, s, e, b, n in reach)
     full = replace(window, after=tuple(max(a, 0) for a in after))
     sums = torch.ones(shape[1], 1, *window.kernel, dtype=torch.float64)
-    divisors = _divisors(window, shape[2:], counts, include_pad) if divisor is None else torch.tensor(float(divisor))
+    divisors = (
+        _divisors(window, shape[2:], counts, include_pad) if divisor is None else torch.tensor(float(divisor))
+    )
     if bool((divisors == divisors.flatten()[0]).all()):
         return builder.add(Conv(sums / divisors.flatten()[0].double(), None, full, shape[1]), x)
     return scale_shift(builder, builder.add(Conv(sums, None, full, shape[1]), x), scale=1.0 / divisors)

@@ -14,7 +14,11 @@ from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
-_CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+_CONV_TRANSPOSE = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
+}
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ class Conv(Affine):
         _check("Conv", shapes[0], self.window, self.weight.shape[1] * self.groups)
         spatial = self.window.positions(shapes[0][2:])
         if min(spatial, default=1) < 1:
-            raise ValueError(f"A Conv kernel of size {self.window.kernel} does not fit into a value of shape {shapes[0]}.")
+            raise ValueError(
+                f"A Conv kernel of size {self.window.kernel} does not fit into a value of shape {shapes[0]}."
+            )
         return (shapes[0][0], self.weight.shape[0], *spatial)
 
     def fan_in(self, *shapes: Shape) -> int:
@@ -218,7 +224,11 @@ def _conv_transpose(builder: Builder, node: OnnxNode) -> Value:
     window = window_of(free, weight.shape[2:], size)
     wanted = node.attributes.get("output_shape")
     if wanted is not None or mode.startswith("SAME"):
-        wanted = wanted[-rank:] if wanted is not None else [n * s for n, s in zip(size, window.stride, strict=True)]
+        wanted = (
+            wanted[-rank:]
+            if wanted is not None
+            else [n * s for n, s in zip(size, window.stride, strict=True)]
+        )
         full = zip(size, window.stride, window.extent, extra, wanted, strict=True)
         total = [(n - 1) * s + e + x - o for n, s, e, x, o in full]
         # A negative total lengthens the result at its far end.
@@ -237,7 +247,9 @@ def _numbers(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
     return values * rank if len(values) == 1 else values
 
 
-@aten_op("conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding")
+@aten_op(
+    "conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding"
+)
 def _aten_conv(
     builder: Builder,
     x: Value,

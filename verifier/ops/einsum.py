@@ -24,7 +24,11 @@ def einsum(builder: Builder, equation: str, operands: list[Value]) -> Value:
         raise Unsupported("a product of two values that both depend on the network's input")
     x, term = operands[variable[0]], terms[variable[0]]
     others = [i for i in range(len(operands)) if i != variable[0]]
-    lone = [k for k, letter in enumerate(term) if letter not in result and all(letter not in terms[i] for i in others)]
+    lone = [
+        k
+        for k, letter in enumerate(term)
+        if letter not in result and all(letter not in terms[i] for i in others)
+    ]
     if lone:
         x = total(builder, x, lone, keep=False)
         term = "".join(letter for k, letter in enumerate(term) if k not in lone)

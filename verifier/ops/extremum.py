@@ -92,7 +92,9 @@ def windows(shape: Shape, window: Window, counts: Sequence[int]) -> Tensor:
             raise ValueError("A pooling window lies in the padding altogether.")
         first = along.gather(1, inside.int().argmax(1, keepdim=True))
         along = torch.where(inside, along, first)
-        positions = positions.index_select(2 + d, along.flatten()).unflatten(2 + d, (counts[d], window.kernel[d]))
+        positions = positions.index_select(2 + d, along.flatten()).unflatten(
+            2 + d, (counts[d], window.kernel[d])
+        )
         positions = positions.movedim(3 + d, -1)
     return positions.flatten(2 + rank)
 
@@ -106,7 +108,9 @@ def pooled_size(size: Sequence[int], window: Window, ceil: bool) -> tuple[int, .
         if ceil and (count - 1) * window.stride[d] >= n + window.before[d]:
             count -= 1
         if count < 1:
-            raise ValueError(f"A pooling window of size {window.kernel} does not fit into a value of size {tuple(size)}.")
+            raise ValueError(
+                f"A pooling window of size {window.kernel} does not fit into a value of size {tuple(size)}."
+            )
         counts.append(count)
     return tuple(counts)
 
@@ -180,7 +184,9 @@ def _aten_max_pool(
     dilation: int | Sequence[int] = 1,
     ceil_mode: bool = False,
 ) -> Value:
-    return max_pool(builder, x, aten_window(kernel_size, stride, padding, dilation, len(builder.shape(x)) - 2), ceil_mode)
+    return max_pool(
+        builder, x, aten_window(kernel_size, stride, padding, dilation, len(builder.shape(x)) - 2), ceil_mode
+    )
 
 
 @aten_op("max_pool2d_with_indices.default", "max_pool3d_with_indices.default")
@@ -202,4 +208,10 @@ def aten_window(
         return tuple(itertools.islice(itertools.cycle(values), rank))
 
     sizes, pads = spread(kernel), spread(padding)
-    return Window(sizes, sizes if isinstance(stride, Sequence) and not stride else spread(stride), spread(dilation), pads, pads)
+    return Window(
+        sizes,
+        sizes if isinstance(stride, Sequence) and not stride else spread(stride),
+        spread(dilation),
+        pads,
+        pads,
+    )

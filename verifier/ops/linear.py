@@ -99,27 +99,24 @@ class ConstantMatMul(Affine):
 
 def matmul_constant(builder: Builder, x: Value, matrix: Tensor, left: bool) -> Value:
     """x times a constant (or the constant times x, `left`), by numpy's MatMul rules for vectors too."""
-    vector = matrix.dim() == 1
+    shape = builder.shape(x)
+    if not shape or matrix.dim() == 0:
+        raise ValueError("A scalar cannot take part in a matrix product.")
+    vector, x_vector = matrix.dim() == 1, len(shape) == 1
     if vector:
         matrix = matrix.unsqueeze(0 if left else 1)
-    shape = builder.shape(x)
-    x_vector = len(shape) == 1
-    if left and x_vector and matrix.dim() == 2:
-        y = builder.add(Linear(matrix.contiguous()), x)
-        return reshape(builder, y, ()) if vector else y
-    if left and x_vector:
-        x = reshape(builder, x, (*shape, 1))
-    if not left and matrix.dim() == 2:
-        y = builder.add(Linear(matrix.T.contiguous()), x)
-    else:
-        y = builder.add(ConstantMatMul(matrix, left), x)
+    if matrix.dim() == 2 and (x_vector or not left):
+        y = builder.add(Linear((matrix if left else matrix.T).contiguous()), x)
+        return reshape(builder, y, builder.shape(y)[:-1]) if vector else y
+    if x_vector:
+        x = reshape(builder, x, (*shape, 1) if left else (1, *shape))
+    y = builder.add(ConstantMatMul(matrix, left), x)
     out = builder.shape(y)
+    # The dimension that stands for a vector: the constant's own, or that of x.
     if vector:
-        axis = len(out) - (2 if left else 1)
-        y = reshape(builder, y, out[:axis] + out[axis + 1 :])
-        out = builder.shape(y)
-    if left and x_vector:
-        y = reshape(builder, y, out[:-1])
+        return reshape(builder, y, (*out[:-2], *out[-1:]) if left else out[:-1])
+    if x_vector:
+        return reshape(builder, y, out[:-1] if left else (*out[:-2], *out[-1:]))
     return y
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from verifier.graph import Builder, Value
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import add, scale_shift
-from verifier.ops.movement import Concat, Take, broadcast, reshape
+from verifier.ops.movement import Concat, Take, broadcast, joint_shape, reshape
 
 
 def overwrite(builder: Builder, data: Value, updates: Value, where: Tensor) -> Value:
@@ -33,14 +33,16 @@ def overwrite(builder: Builder, data: Value, updates: Value, where: Tensor) -> V
             return builder.add(Take(index, shape), updates)
         mask = written.view(shape)
         picked = builder.add(Take(index, shape), updates)
-        return scale_shift(builder, picked, scale=mask.double(), shift=constant.double().masked_fill(mask, 0.0))
+        return scale_shift(
+            builder, picked, scale=mask.double(), shift=constant.double().masked_fill(mask, 0.0)
+        )
     both = [reshape(builder, data, (count,)), reshape(builder, updates, (flat.numel(),))]
     return builder.add(Take(source, shape), builder.add(Concat(0), *both))
 
 
 def choose(builder: Builder, condition: Tensor, a: Value, b: Value) -> Value:
     """a where the constant condition holds, b elsewhere, with numpy's broadcasting."""
-    shape = tuple(torch.broadcast_shapes(condition.shape, builder.shape(a), builder.shape(b)))
+    shape = joint_shape(condition.shape, builder.shape(a), builder.shape(b))
     condition = condition.bool().expand(shape)
     first, second = broadcast(builder, a, shape), broadcast(builder, b, shape)
     if bool(condition.all()):
@@ -91,7 +93,9 @@ def _scatter_elements(builder: Builder, node: OnnxNode) -> Value:
 
 def _scatter(builder: Builder, node: OnnxNode, data: Value, updates: Value, where: Tensor) -> Value:
     if tuple(where.shape) != builder.shape(updates):
-        raise ValueError(f"Updates of shape {builder.shape(updates)} do not fit indices for {tuple(where.shape)}.")
+        raise ValueError(
+            f"Updates of shape {builder.shape(updates)} do not fit indices for {tuple(where.shape)}."
+        )
     reduction = node.attributes.get("reduction", "none")
     if reduction == "none":
         return overwrite(builder, data, updates, where)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,10 +78,11 @@ class Take(Affine):
         return self.shape
 
     def forward(self, *xs: Tensor) -> Tensor:
-        return xs[0].flatten(1).index_select(1, self.index).view(xs[0].shape[0], *self.shape)
+        flat = xs[0].reshape(xs[0].shape[0], -1)
+        return flat.index_select(1, self.index).view(xs[0].shape[0], *self.shape)
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
-        flat = coefficients.flatten(2)
+        flat = coefficients.reshape(*coefficients.shape[:2], -1)
         result = flat.new_zeros(*flat.shape[:2], math.prod(shapes[0]))
         return result.index_add(2, self.index, flat).view(*flat.shape[:2], *shapes[0])
 
@@ -88,7 +90,7 @@ class Take(Affine):
         if isinstance(coefficients, Rows):
             return Rows(self.index[coefficients.index], coefficients.scale, shapes[0])
         if isinstance(coefficients, Diagonal):
-            scale = coefficients.values.flatten(1)
+            scale = coefficients.values.reshape(coefficients.values.shape[0], -1)
             return Rows(self.index.expand(scale.shape[0], -1), scale, shapes[0])
         return super().backward(coefficients, index, *shapes)
 
@@ -103,7 +105,7 @@ class Concat(Affine):
     def output_shape(self, *shapes: Shape) -> Shape:
         first = shapes[0]
         for s in shapes[1:]:
-            if len(s) != len(first) or any(a != b for i, (a, b) in enumerate(zip(s, first, strict=True)) if i != self.axis):
+            if len(s) != len(first) or any(s[i] != n for i, n in enumerate(first) if i != self.axis):
                 raise ValueError(f"Values of shapes {shapes} do not join along axis {self.axis}.")
         return (*first[: self.axis], sum(s[self.axis] for s in shapes), *first[self.axis + 1 :])
 
@@ -127,7 +129,9 @@ class Pad(Affine):
     def output_shape(self, *shapes: Shape) -> Shape:
         shape = tuple(n + b + a for n, b, a in zip(shapes[0], self.before, self.after, strict=True))
         if min(shape, default=0) < 0:
-            raise ValueError(f"Padding a value of shape {shapes[0]} by {self.before} and {self.after} leaves nothing.")
+            raise ValueError(
+                f"Padding a value of shape {shapes[0]} by {self.before} and {self.after} leaves nothing."
+            )
         return shape
 
     def forward(self, *xs: Tensor) -> Tensor:
@@ -167,3 +171,11 @@ def take(builder: Builder, x: Value, select: Callable[[Tensor], Tensor]) -> Valu
 def broadcast(builder: Builder, x: Value, shape: Shape) -> Value:
     """`x` expanded to `shape` by numpy's rules."""
     return x if builder.shape(x) == tuple(shape) else take(builder, x, lambda t: t.expand(shape))
+
+
+def joint_shape(*shapes: Sequence[int]) -> Shape:
+    """The shape that numpy's rules broadcast all of `shapes` to (torch's function for it imports sympy)."""
+    try:
+        return tuple(np.broadcast_shapes(*[tuple(s) for s in shapes]))
+    except ValueError:
+        raise ValueError(f"Shapes {', '.join(str(tuple(s)) for s in shapes)} do not broadcast.") from None

@@ -35,7 +35,9 @@ def _batch_normalization(builder: Builder, node: OnnxNode) -> Value:
     gamma, beta, mean, variance = tensors
     if gamma is None or beta is None or mean is None or variance is None:
         raise Unsupported("a parameter is missing")
-    return batch_norm(builder, node.required(0), gamma, beta, mean, variance, node.attributes.get("epsilon", 1e-5))
+    return batch_norm(
+        builder, node.required(0), gamma, beta, mean, variance, node.attributes.get("epsilon", 1e-5)
+    )
 
 
 @aten_op("batch_norm.default")
@@ -80,6 +82,11 @@ def _aten_normalise(
     eps: float,
 ) -> Value:
     gamma, beta, m, v = (None if t is None else builder.tensor(t) for t in (weight, bias, mean, variance))
-    if m is None or v is None or (weight is not None and gamma is None) or (bias is not None and beta is None):
+    if (
+        m is None
+        or v is None
+        or (weight is not None and gamma is None)
+        or (bias is not None and beta is None)
+    ):
         raise Unsupported("statistics that depend on the network's input")
     return batch_norm(builder, x, gamma, beta, m, v, eps)

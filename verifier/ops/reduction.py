@@ -95,7 +95,9 @@ def _cumsum(builder: Builder, node: OnnxNode) -> Value:
     return cumulative(builder, node.required(0), int(axis), bool(exclusive), bool(reverse))
 
 
-def cumulative(builder: Builder, x: Value, axis: int, exclusive: bool = False, reverse: bool = False) -> Value:
+def cumulative(
+    builder: Builder, x: Value, axis: int, exclusive: bool = False, reverse: bool = False
+) -> Value:
     """Running sum along one axis, as a triangular matrix."""
     shape = builder.shape(x)
     (axis,) = normalised([axis], shape)
@@ -127,10 +129,22 @@ def _aten_mean(
 
 @aten_op("adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")
 def _aten_adaptive_average_pool(builder: Builder, x: Value, output_size: Sequence[int]) -> Value:
-    if any(n != 1 for n in output_size):
-        raise Unsupported("adaptive pooling to more than one element")
     rank = len(builder.shape(x))
-    return total(builder, x, range(rank - len(output_size), rank), keep=True, mean=True)
+    axes = range(rank - len(output_size), rank)
+    if all(n == 1 for n in output_size):
+        return total(builder, x, axes, keep=True, mean=True)
+    for axis, count in zip(axes, output_size, strict=True):
+        x = along(builder, x, axis, _adaptive_means(builder.shape(x)[axis], count))
+    return x
+
+
+def _adaptive_means(size: int, count: int) -> Tensor:
+    """[count, size]: row i averages the elements from floor(i size / count) to ceil((i + 1) size / count)."""
+    weight = torch.zeros(count, size, dtype=torch.float64)
+    for i in range(count):
+        start, end = i * size // count, -(-(i + 1) * size // count)
+        weight[i, start:end] = 1.0 / (end - start)
+    return weight
 
 
 @aten_op("cumsum.default")

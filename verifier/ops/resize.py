@@ -1,5 +1,5 @@
-"""Resize and Upsample: one linear map per resized axis, built from the reference implementation's own answer on unit
-vectors, hence right for every mode it has; where each row picks one element (nearest) it becomes an index."""
+"""Resize and Upsample, axis by axis: an index for nearest, else a matrix that is the reference implementation's own
+answer on unit vectors, hence right for every mode it has."""
 
 from __future__ import annotations
 
@@ -15,37 +15,63 @@ from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.movement import take
 from verifier.ops.reduction import along
 
-
 _OPTIONS = ("antialias", "coordinate_transformation_mode", "cubic_coeff_a", "exclude_outside", "nearest_mode")
 
 
-def apply(builder: Builder, x: Value, axis: int, weight: Tensor) -> Value:
-    """The matrix `weight` [out, in] along one axis, as an index where each of its rows holds a single 1."""
-    if bool(((weight == 0) | (weight == 1)).all()) and bool((weight.sum(1) == 1).all()):
-        chosen = weight.argmax(1)
-        return take(builder, x, lambda t: t.index_select(axis, chosen))
-    return along(builder, x, axis, weight)
+def nearest(size: int, scale: float, target: int | None, options: Mapping[str, Any]) -> Tensor:
+    """Which element each result takes: int64 [out].
+
+    Computed in float32 as onnxruntime does: where a position is a tie in real numbers, its rounding decides.
+    """
+    out = int(np.floor(size * scale)) if target is None else target
+    at, ratio = np.arange(out, dtype=np.float32), np.float32(scale)
+    half, one = np.float32(0.5), np.float32(1)
+    mode = options.get("coordinate_transformation_mode", "half_pixel")
+    if mode == "align_corners":
+        x = at * np.float32(size - 1) / np.float32(out - 1) if out > 1 else np.zeros_like(at)
+    elif mode == "asymmetric":
+        x = at / ratio
+    elif mode == "tf_half_pixel_for_nn":
+        x = (at + half) / ratio
+    elif mode in ("half_pixel", "pytorch_half_pixel", "half_pixel_symmetric"):
+        x = (at + half) / ratio - half
+        if mode == "pytorch_half_pixel" and out == 1:
+            x = np.zeros_like(at)
+        if mode == "half_pixel_symmetric":
+            x = x + np.float32(size) / 2 * (one - np.float32(out) / (ratio * np.float32(size)))
+    else:
+        raise Unsupported(f"the coordinate mode {mode!r}")
+    roundings: dict[str, Any] = {
+        "round_prefer_floor": lambda x: np.ceil(x - half),
+        "round_prefer_ceil": lambda x: np.floor(x + half),
+        "floor": np.floor,
+        "ceil": np.ceil,
+        "simple": np.ceil if ratio < 1 else np.floor,  # onnxruntime's choice where opset 10 leaves it open
+    }
+    chosen = roundings[options.get("nearest_mode", "round_prefer_floor")](x)
+    return torch.from_numpy(chosen.clip(0, size - 1).astype(np.int64))
 
 
-def interpolation(size: int, scale: float, target: int | None, mode: str, options: Mapping[str, Any]) -> Tensor:
+def interpolation(
+    size: int, scale: float, target: int | None, mode: str, options: Mapping[str, Any]
+) -> Tensor:
     """The matrix of a one-dimensional resize: [out, size], float64."""
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
 
-    # Nearest picks elements, so the positions tell everything; the other modes answer on all unit vectors at once.
-    x = np.arange(size, dtype=np.float64)[np.newaxis] if mode == "nearest" else np.eye(size)
     names = ["x", "", "scales", ""] if target is None else ["x", "", "", "sizes"]
-    feed = {"x": x}
+    feed: dict[str, np.ndarray] = {"x": np.eye(size)}
     if target is None:
         feed["scales"] = np.array([1.0, scale])
     else:
-        feed["sizes"] = np.array([len(x), target], dtype=np.int64)
+        feed["sizes"] = np.array([size, target], dtype=np.int64)
     node = helper.make_node("Resize", names, ["y"], mode=mode, **options)
     inputs = [helper.make_empty_tensor_value_info(n) for n in feed]
     graph = helper.make_graph([node], "resize", inputs, [helper.make_empty_tensor_value_info("y")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
-    y = torch.from_numpy(np.asarray(ReferenceEvaluator(model).run(None, feed)[0], dtype=np.float64))
-    return torch.nn.functional.one_hot(y[0].round().long(), size).double() if mode == "nearest" else y.T.contiguous()
+    (result,) = ReferenceEvaluator(model).run(None, feed)
+    y = np.asarray(result, dtype=np.float64)
+    return torch.from_numpy(y).T.contiguous()
 
 
 def resize(
@@ -60,7 +86,11 @@ def resize(
     for axis, (scale, size) in enumerate(zip(scales, sizes, strict=True)):
         n = builder.shape(x)[axis]
         if scale != 1 or (size is not None and size != n):
-            x = apply(builder, x, axis, interpolation(n, scale, size, mode, options))
+            if mode == "nearest":
+                chosen = nearest(n, scale, size, options)
+                x = take(builder, x, lambda t, a=axis, c=chosen: t.index_select(a, c))
+            else:
+                x = along(builder, x, axis, interpolation(n, scale, size, mode, options))
     return x
 
 
@@ -86,7 +116,9 @@ def _resize(builder: Builder, node: OnnxNode) -> Value:
     mode = node.attributes.get("mode", "nearest")
     options = {k: v for k, v in node.attributes.items() if k in _OPTIONS}
     if node.opset < 11:
-        options = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        options = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "simple"}
+    if mode not in ("nearest", "linear", "cubic"):
+        raise Unsupported(f"the mode {mode!r}")
     if options.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         raise Unsupported("the coordinate mode tf_crop_and_resize")
     if node.attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":

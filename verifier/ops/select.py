@@ -14,7 +14,7 @@ from torch import Tensor
 from verifier.graph import Builder, Value
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import scale_shift
-from verifier.ops.movement import Concat, Pad, broadcast, permute, reshape, take
+from verifier.ops.movement import Concat, Pad, broadcast, joint_shape, permute, reshape, take
 
 
 def concat(builder: Builder, values: Sequence[Value], axis: int) -> Value:
@@ -28,7 +28,9 @@ def concat(builder: Builder, values: Sequence[Value], axis: int) -> Value:
 
 def split(builder: Builder, x: Value, sizes: Sequence[int], axis: int) -> list[Value]:
     if sum(sizes) != builder.shape(x)[axis]:
-        raise ValueError(f"Sizes {list(sizes)} do not add up to axis {axis} of a value of shape {builder.shape(x)}.")
+        raise ValueError(
+            f"Sizes {list(sizes)} do not add up to axis {axis} of a value of shape {builder.shape(x)}."
+        )
     return [take(builder, x, lambda t, i=i: t.split(list(sizes), dim=axis)[i]) for i in range(len(sizes))]
 
 
@@ -56,7 +58,9 @@ def pad_copy(builder: Builder, x: Value, before: Sequence[int], after: Sequence[
     import numpy
 
     positions = numpy.arange(math.prod(builder.shape(x))).reshape(builder.shape(x))
-    crops = tuple(slice(max(-b, 0), n - max(-a, 0)) for n, b, a in zip(positions.shape, before, after, strict=True))
+    crops = tuple(
+        slice(max(-b, 0), n - max(-a, 0)) for n, b, a in zip(positions.shape, before, after, strict=True)
+    )
     grown = [(max(b, 0), max(a, 0)) for b, a in zip(before, after, strict=True)]
     chosen = torch.from_numpy(numpy.pad(positions[crops], grown, mode=mode))  # pyright: ignore[reportCallIssue, reportArgumentType]
     return take(builder, x, lambda t: chosen)
@@ -68,7 +72,9 @@ def tile(builder: Builder, x: Value, repeats: Sequence[int]) -> Value:
 
 @onnx_op("Concat")
 def _concat(builder: Builder, node: OnnxNode) -> Value:
-    return concat(builder, [node.required(i) for i in range(len(node.inputs))], node.attributes.get("axis", 1))
+    return concat(
+        builder, [node.required(i) for i in range(len(node.inputs))], node.attributes.get("axis", 1)
+    )
 
 
 @onnx_op("Split", note="constant sizes")
@@ -123,15 +129,16 @@ def _gather_nd(builder: Builder, node: OnnxNode) -> Value:
     depth = indices.shape[-1]
     parts = [_wrapped(indices[..., k], shape[batch + k]) for k in range(depth)]
     grid = [
-        torch.arange(n).view(*[1] * d, n, *[1] * (indices.dim() - 2 - d)) for d, n in enumerate(indices.shape[:batch])
+        torch.arange(n).view(*[1] * d, n, *[1] * (indices.dim() - 2 - d))
+        for d, n in enumerate(indices.shape[:batch])
     ]
-    return take(builder, x, lambda t: t[tuple([*grid, *parts])])
+    return take(builder, x, lambda t: t[(*grid, *parts)])
 
 
 @onnx_op("Expand")
 def _expand(builder: Builder, node: OnnxNode) -> Value:
     x, shape = node.required(0), node.ints(builder, 1, "shape") or []
-    return broadcast(builder, x, tuple(torch.broadcast_shapes(builder.shape(x), tuple(shape))))
+    return broadcast(builder, x, joint_shape(builder.shape(x), shape))
 
 
 @onnx_op("Tile")
@@ -225,11 +232,15 @@ def _aten_stack(builder: Builder, tensors: Sequence[Value], dim: int = 0) -> Val
 @aten_op("split.Tensor", "split.default")
 def _aten_split(builder: Builder, x: Value, split_size: int, dim: int = 0) -> list[Value]:
     size = builder.shape(x)[dim]
-    return split(builder, x, [min(split_size, size - i) for i in range(0, size, split_size)], _axis(builder, x, dim))
+    return split(
+        builder, x, [min(split_size, size - i) for i in range(0, size, split_size)], _axis(builder, x, dim)
+    )
 
 
 @aten_op("split_with_sizes.default", "split.sizes")
-def _aten_split_with_sizes(builder: Builder, x: Value, split_sizes: Sequence[int], dim: int = 0) -> list[Value]:
+def _aten_split_with_sizes(
+    builder: Builder, x: Value, split_sizes: Sequence[int], dim: int = 0
+) -> list[Value]:
     return split(builder, x, split_sizes, _axis(builder, x, dim))
 
 
@@ -260,6 +271,14 @@ def _aten_index_select(builder: Builder, x: Value, dim: int, index: Value) -> Va
     return take(builder, x, lambda t: t.index_select(dim, chosen))
 
 
+@aten_op("index.Tensor")
+def _aten_index(builder: Builder, x: Value, indices: Sequence[Value | None]) -> Value:
+    chosen = [slice(None) if i is None else builder.tensor(i) for i in indices]
+    if any(i is None for i in chosen):
+        raise Unsupported("indices that depend on the network's input")
+    return take(builder, x, lambda t: t[tuple(chosen)])
+
+
 @aten_op("expand.default")
 def _aten_expand(builder: Builder, x: Value, size: Sequence[int], implicit: bool = False) -> Value:
     return take(builder, x, lambda t: t.expand(*size))
@@ -277,6 +296,15 @@ def _aten_pad(builder: Builder, x: Value, pad_: Sequence[int], value: float = 0.
     for k in range(len(pad_) // 2):
         before[rank - 1 - k], after[rank - 1 - k] = pad_[2 * k], pad_[2 * k + 1]
     return pad(builder, x, before, after, float(value))
+
+
+@aten_op("pad.default")
+def _aten_pad_mode(
+    builder: Builder, x: Value, pads: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Value:
+    if mode == "constant":
+        return _aten_pad(builder, x, pads, value or 0.0)
+    return take(builder, x, lambda t: torch.nn.functional.pad(t.double(), list(pads), mode=mode).long())
 
 
 def _aten_moved(f: Callable[..., Tensor]) -> Callable[..., Value]:

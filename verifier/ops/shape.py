@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+
 from verifier.graph import Builder, Value
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.movement import permute, reshape
@@ -22,7 +24,9 @@ def squeeze(builder: Builder, x: Value, axes: Sequence[int] | None = None) -> Va
     else:
         dropped = {a % len(shape) for a in axes}
         if any(shape[a] != 1 for a in dropped):
-            raise ValueError(f"Axes {list(axes)} of a value of shape {shape} cannot be removed: they are not all 1.")
+            raise ValueError(
+                f"Axes {list(axes)} of a value of shape {shape} cannot be removed: they are not all 1."
+            )
     return reshape(builder, x, [n for a, n in enumerate(shape) if a not in dropped])
 
 
@@ -58,8 +62,9 @@ def _dropout(builder: Builder, node: OnnxNode) -> Value:
 
 @onnx_op("Cast", note="between float and double only, except on constants")
 def _cast(builder: Builder, node: OnnxNode) -> Value:
-    if node.attributes.get("to") not in (FLOAT, DOUBLE):
-        raise Unsupported("a cast of a value that depends on the network's input to another type than float or double")
+    to = node.attributes.get("to")
+    if to not in (FLOAT, DOUBLE):
+        raise Unsupported(f"a cast to {_type_name(to)} of a value that depends on the network's input")
     return node.required(0)
 
 
@@ -67,8 +72,14 @@ def _cast(builder: Builder, node: OnnxNode) -> Value:
 def _cast_like(builder: Builder, node: OnnxNode) -> Value:
     like = builder.tensor(node.required(1))
     if like is not None and not like.is_floating_point():
-        raise Unsupported("a cast of a value that depends on the network's input to another type than float or double")
+        raise Unsupported("a cast to an integer type of a value that depends on the network's input")
     return node.required(0)
+
+
+def _type_name(number: int | None) -> str:
+    from onnx import TensorProto
+
+    return "an unknown type" if number is None else TensorProto.DataType.Name(number)
 
 
 @onnx_op("Reshape")
@@ -80,7 +91,9 @@ def _reshape(builder: Builder, node: OnnxNode) -> Value:
     if not node.attributes.get("allowzero", 0):
         current = builder.shape(x)
         if any(n == 0 and i >= len(current) for i, n in enumerate(shape)):
-            raise ValueError(f"The new shape {shape} copies a dimension that a value of shape {current} lacks.")
+            raise ValueError(
+                f"The new shape {shape} copies a dimension that a value of shape {current} lacks."
+            )
         shape = [current[i] if n == 0 else n for i, n in enumerate(shape)]
     return reshape(builder, x, shape)
 
@@ -157,6 +170,14 @@ def _aten_t(builder: Builder, x: Value) -> Value:
     "lift_fresh_copy.default",
 )  # fmt: skip
 def _aten_identity(builder: Builder, x: Value, **options: object) -> Value:
+    return x
+
+
+@aten_op("_to_copy.default", "to.dtype", "to.device", "to.dtype_layout")
+def _aten_to(builder: Builder, x: Value, *arguments: object, **options: object) -> Value:
+    for option in (*arguments, *options.values()):
+        if isinstance(option, torch.dtype) and option not in (torch.float32, torch.float64):
+            raise Unsupported(f"a cast of a value that depends on the network's input to {option}")
     return x
 
 

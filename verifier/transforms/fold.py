@@ -84,7 +84,8 @@ class _Folder:
                 needed.update(self.nodes[i].inputs)
         new = {old: k for k, old in enumerate(sorted(needed))}
         nodes = tuple(
-            replace(self.nodes[old], inputs=tuple(new[j] for j in self.nodes[old].inputs)) for old in sorted(needed)
+            replace(self.nodes[old], inputs=tuple(new[j] for j in self.nodes[old].inputs))
+            for old in sorted(needed)
         )
         return Graph(nodes, tuple(new[i] for i in inputs), tuple(new[i] for i in outputs))
 
@@ -95,7 +96,9 @@ def _does_nothing(op: Op, shape: Shape) -> bool:
     if isinstance(op, Permute):
         return op.axes == tuple(range(len(shape)))
     if isinstance(op, ScaleShift):
-        return (op.scale is None or bool((op.scale == 1).all())) and (op.shift is None or bool((op.shift == 0).all()))
+        return (op.scale is None or bool((op.scale == 1).all())) and (
+            op.shift is None or bool((op.shift == 0).all())
+        )
     return False
 
 
@@ -117,7 +120,9 @@ def _vectors(op: ScaleShift, shape: Shape, axis: int) -> tuple[Tensor, Tensor] |
     known = scale if scale is not None else shift
     if known is None:
         return None
-    return torch.ones_like(known) if scale is None else scale, torch.zeros_like(known) if shift is None else shift
+    return torch.ones_like(known) if scale is None else scale, torch.zeros_like(
+        known
+    ) if shift is None else shift
 
 
 def _linear_scale(first: Linear, second: ScaleShift, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
@@ -201,7 +206,8 @@ def _scale_scale(first: ScaleShift, second: ScaleShift, shape: Shape, middle: Sh
 def _scale_reshape(first: ScaleShift, second: Reshape, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
     """Reshape first: the scaling then stands next to what can swallow it."""
     tensors = [
-        t if t is None or t.numel() == 1 else t.expand(middle).reshape(second.shape) for t in (first.scale, first.shift)
+        t if t is None or t.numel() == 1 else t.expand(middle).reshape(second.shape)
+        for t in (first.scale, first.shift)
     ]
     tensors = [t.reshape(()) if t is not None and t.numel() == 1 else t for t in tensors]
     return (second, ScaleShift(*tensors))
@@ -228,7 +234,9 @@ def _reshape_take(first: Reshape, second: Take, shape: Shape, middle: Shape) -> 
 
 
 def _permute_take(first: Permute, second: Take, shape: Shape, middle: Shape) -> tuple[Op, ...]:
-    index = torch.arange(math.prod(shape), device=second.index.device).view(shape).permute(first.axes).flatten()
+    index = (
+        torch.arange(math.prod(shape), device=second.index.device).view(shape).permute(first.axes).flatten()
+    )
     return (Take(index[second.index], second.shape),)
 
 
