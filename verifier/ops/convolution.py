@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from verifier.graph import Affine, Builder, Value
+from verifier.graph.coefficients import Coefficients, Dense, Diagonal, Rows
 from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 
@@ -43,6 +45,21 @@ class Window:
         """How many windows fit into a padded argument of the given spatial size."""
         numbers = zip(size, self.before, self.after, self.extent, self.stride, strict=True)
         return tuple((n + b + a - e) // s + 1 for n, b, a, e, s in numbers)
+
+    def places(
+        self, size: Sequence[int], counts: Sequence[int], device: torch.device | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Flat spatial positions under each window, int64 [prod(counts), prod(kernel)], and whether they lie inside
+        the argument (outside, in the padding, the position is 0)."""
+        place = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        inside = torch.ones(1, 1, dtype=torch.bool, device=device)
+        for d, n in enumerate(size):
+            start = torch.arange(counts[d], device=device).unsqueeze(1) * self.stride[d] - self.before[d]
+            along = start + torch.arange(self.kernel[d], device=device) * self.dilation[d]
+            valid = (along >= 0) & (along < n)
+            place = (place[:, None, :, None] * n + along[None, :, None, :]).flatten(0, 1).flatten(1)
+            inside = (inside[:, None, :, None] & valid[None, :, None, :]).flatten(0, 1).flatten(1)
+        return torch.where(inside, place, torch.zeros_like(place)), inside
 
     def pads(self, before: Sequence[int], after: Sequence[int]) -> list[int]:
         """In the order that torch's pad takes: last dimension first."""
@@ -120,6 +137,34 @@ class Conv(Affine):
             after = [r - a for r, a in zip(rest, w.after, strict=True)]
             x = functional.pad(x, w.pads([-b for b in w.before], after))
         return x.unflatten(0, coefficients.shape[:3])
+
+    def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
+        """A row that is one output element is the kernel itself, put where that element looks: no convolution."""
+        if isinstance(coefficients, Diagonal):
+            values = coefficients.values.reshape(coefficients.values.shape[0], -1)
+            rows = torch.arange(values.shape[1], device=values.device).unsqueeze(0)
+            return Dense(self._kernels(rows, values, shapes[0]))
+        if isinstance(coefficients, Rows):
+            return Dense(self._kernels(coefficients.index, coefficients.scale, shapes[0]))
+        return super().backward(coefficients, index, *shapes)
+
+    def _kernels(self, rows: Tensor, scale: Tensor, shape: Shape) -> Tensor:
+        """[B, R, *shape]: for each flat output position in `rows` [B or 1, R] its kernel times `scale` [B or 1, R]."""
+        counts = self.output_shape(shape)
+        place, inside = self.window.places(shape[2:], counts[2:], rows.device)
+        cells, area = math.prod(counts[2:]), math.prod(shape[2:])
+        at, channel, image = rows % cells, rows // cells % counts[1], rows // (cells * counts[1])
+        per_group = self.weight.shape[1]
+        group = channel // (counts[1] // self.groups)
+        inputs = group.unsqueeze(-1) * per_group + torch.arange(per_group, device=rows.device)
+        start = (image.unsqueeze(-1) * shape[1] + inputs) * area
+        target = (start.unsqueeze(-1) + place[at].unsqueeze(-2)).flatten(2)
+        kernel = self.weight.flatten(2)[channel] * inside.to(scale.dtype)[at].unsqueeze(-2)
+        kernel = kernel.flatten(2) * scale.unsqueeze(-1)
+        target = target.expand(kernel.shape)
+        result = scale.new_zeros(*kernel.shape[:2], math.prod(shape))
+        # Places in the padding carry a zero to place 0, hence the addition.
+        return result.scatter_add(2, target, kernel).view(*kernel.shape[:2], *shape)
 
 
 @dataclass(frozen=True, eq=False)
