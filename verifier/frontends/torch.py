@@ -121,7 +121,7 @@ def trace(module: nn.Module, example: Tensor | tuple[Tensor, ...]) -> TorchModel
     return model
 
 
-def check(model: TorchModel, examples: Sequence[Tensor] = (), samples: int = 4, seed: int = 0) -> None:
+def check(model: TorchModel, examples: Sequence[Tensor] = (), samples: int = 2, seed: int = 0) -> None:
     """Compare the graph with the module on random points, and on `examples` [N, *shape without the batch of
     1].
 
@@ -130,10 +130,11 @@ def check(model: TorchModel, examples: Sequence[Tensor] = (), samples: int = 4, 
     generator = torch.Generator().manual_seed(seed)
     points = []
     for i, shape in enumerate(model.input_shapes):
-        normal = torch.randn(samples - samples // 2, *shape, generator=generator, dtype=model.dtype)
-        uniform = torch.rand(samples // 2, *shape, generator=generator, dtype=model.dtype)
+        normal = torch.randn(samples, *shape, generator=generator, dtype=model.dtype)
+        uniform = torch.rand(samples, *shape, generator=generator, dtype=model.dtype)
         given = [x.unsqueeze(1).cpu() for x in examples[i : i + 1]]
-        points.append(torch.cat([normal, uniform, *given]))
+        # Far points reach where activations saturate.
+        points.append(torch.cat([normal, 10 * normal, uniform, *given]))
     with torch.no_grad():
         conversion = model._convert(torch.float64)
         graph = fold(conversion.graph()).to(device="cpu")
@@ -199,11 +200,12 @@ def _export(module: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
         warnings.simplefilter("ignore")  # torch's remarks about its own internals
         try:
             program = torch.export.export(module, examples)
-            table = torch.export.default_decompositions()
-            for overload in list(table.keys()):
-                if aten_converter(getattr(overload, "__name__", "")) is not None:
-                    del table[overload]
-            program = program.run_decompositions(table)
+            if not all(_understood(node) for node in program.graph.nodes):
+                table = torch.export.default_decompositions()
+                for overload in list(table.keys()):
+                    if aten_converter(getattr(overload, "__name__", "")) is not None:
+                        del table[overload]
+                program = program.run_decompositions(table)
         except Exception as error:  # export raises whatever forward and the compiler raise
             lines = [line for line in str(error).strip().splitlines() if line.strip()]
             reason = lines[0].strip() if lines else type(error).__name__
@@ -222,6 +224,16 @@ def _export(module: nn.Module, examples: tuple[Tensor, ...]) -> ExportedProgram:
             )
     _output_names(program)
     return program
+
+
+def _understood(node: fx.Node) -> bool:
+    """Whether a node can stay as it is: it writes into no tensor, and has a converter or no effect."""
+    target = node.target
+    if node.op != "call_function" or target is operator.getitem:
+        return True
+    if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+        return False
+    return not node.users or aten_converter(target.__name__) is not None
 
 
 def _outputs(result: Any) -> list[Tensor]:
@@ -356,7 +368,7 @@ class _Conversion:
         if shape != tuple(expected.shape):
             raise ValueError(f"The result has shape {shape}, in torch {tuple(expected.shape)}.")
         tensor = self.builder.tensor(result)
-        return result if tensor is None else tensor
+        return result if tensor is None else self._cast(tensor)
 
     def _evaluate(self, target: torch._ops.OpOverload, args: Any, kwargs: Any) -> Any:
         """Compute what no input reaches, differentiably."""

@@ -110,8 +110,7 @@ class PiecewiseLinear(Univariate):
         values = self.forward(points)
         first, second = torch.triu_indices(len(points), len(points), 1)
         run = points[second] - points[first]
-        tiny = torch.finfo(x.lower.dtype).tiny
-        chords = torch.where(run.abs() > tiny, (values[second] - values[first]) / run, torch.nan)
+        chords = _ratio(values[second] - values[first], run, run.new_tensor(torch.nan))
         options = torch.cat([chords, self._slopes_inside(x)])
         options = torch.where(options.isfinite(), options, self._slopes_inside(x).nan_to_num(-torch.inf).amax(0))
         middle = x.center
@@ -121,7 +120,7 @@ class PiecewiseLinear(Univariate):
         above, below = gaps.amax(1) + options * middle, gaps.amin(1) + options * middle
         upper = options.gather(0, above.argmin(0, keepdim=True)).squeeze(0)
         lower = options.gather(0, below.argmax(0, keepdim=True)).squeeze(0)
-        chord = torch.where((x.upper - x.lower) > tiny, (values[1] - values[0]) / (x.upper - x.lower), upper)
+        chord = _ratio(values[1] - values[0], x.upper - x.lower, upper)
         at_ends = values[0] - chord * points[0]
         slack = 4 * torch.finfo(x.lower.dtype).eps * (values.abs().amax(0) + (chord * points).abs().amax(0))
         concave_side = (values - chord * points).amax(0) <= at_ends + slack
@@ -150,6 +149,12 @@ class PiecewiseLinear(Univariate):
         view = (-1, *([1] * middle.dim()))
         nearest = (self.knots.view(view) - middle).abs().argmin(0)
         return self.knots[nearest].clamp(xs[0].lower, xs[0].upper)
+
+
+def _ratio(rise: Tensor, run: Tensor, otherwise: Tensor) -> Tensor:
+    """rise / run, or `otherwise` where run is zero; no division by zero even there, for its gradient is NaN."""
+    some = run.abs() > torch.finfo(run.dtype).tiny
+    return torch.where(some, rise / torch.where(some, run, torch.ones_like(run)), otherwise)
 
 
 def piecewise_linear(knots: list[float], slopes: list[float], value: float) -> PiecewiseLinear:
