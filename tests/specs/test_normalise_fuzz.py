@@ -116,7 +116,7 @@ def assignment(point: np.ndarray) -> dict[str, np.ndarray]:
 GRID = np.array(
     [-2, -1, -0.5, 0, 0.25, 0.5, 1, 2, 0.1, -0.1, 0.3, np.nextafter(0.1, 0), np.nextafter(0.1, 1)]
 )
-SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @given(texts(EXACT), st.integers(0, 2**32))
@@ -145,33 +145,31 @@ def _rounding(problem: Problem) -> Fraction:
     return Fraction(1, 2**48) if problem.coefficient_error.any() else Fraction(0)
 
 
-@given(
-    st.lists(
-        st.sampled_from(
-            [
-                "x",
-                "X_0",
-                "Y_0",
-                "0.5",
-                "1e",
-                "(",
-                ")",
-                "(<=",
-                "and",
-                "or",
-                "assert",
-                "(assert (<= X_0 1))",
-                "-",
-                "*",
-                ";",
-            ]
-        ),
-        max_size=14,
-    )
-)
+SOUP = [
+    "x",
+    "X_0",
+    "Y_0",
+    "0.5",
+    "1e",
+    "(",
+    ")",
+    "(<=",
+    "and",
+    "or",
+    "assert",
+    "(assert (<= X_0 1))",
+    "-",
+    "*",
+    ";",
+]
+
+
+@given(st.lists(st.sampled_from(SOUP), max_size=14))
 @SETTINGS
 def test_any_token_soup_is_a_query_or_an_error(tokens: list[str]) -> None:
+    error: SpecError | None = None
     try:
         parse_query("(declare-const X_0 Real)(declare-const Y_0 Real)" + " ".join(tokens))
-    except SpecError as error:
-        assert error.line is not None and error.hint is not None
+    except SpecError as caught:
+        error = caught
+    assert error is None or (error.line and error.column and error.hint)

@@ -232,6 +232,10 @@ class Property:
         label = self.ensures.label
         if not 0 <= label < output.size:
             raise SpecError(f"label {label} of {output.size} outputs", hint="labels count from 0")
+        if output.size == 1:
+            raise SpecError(
+                "a single output has no other class", hint="write the bound on Y[0] as a Property"
+            )
         others = (k for k in range(output.size) if k != label)
         return conjunction((Y[label] > Y[k]).formula for k in others)
 

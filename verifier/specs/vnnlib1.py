@@ -41,8 +41,8 @@ RELATIONS = {
 }
 _CODES = {text: int(relation) for text, relation in RELATIONS.items()}
 _IGNORED = {"set-logic", "set-info", "set-option", "check-sat", "get-model", "get-value", "exit", "reset"}
-_ARITHMETIC = {"+", "-", "*", "/"}
-_BOOLEAN = {"and", "or", "not", "=>"}
+_ARITHMETIC = ("+", "-", "*", "/")
+_BOOLEAN = ("and", "or", "not", "=>")
 
 
 class _Refusal(Exception):
@@ -237,7 +237,9 @@ class _Parser:
         try:
             if head == "assert":
                 if len(items) != 1:
-                    raise _Refusal(f"assert takes one expression, not {len(items)}")
+                    raise _Refusal(
+                        f"assert takes one expression, not {len(items)}", "join several with (and ...)"
+                    )
                 self.assertions.append(self._boolean(items[0]))
                 return None
             if head in ("declare-const", "declare-fun"):
@@ -247,7 +249,9 @@ class _Parser:
             if head in RELATIONS:
                 operands = [self._expr(item) for item in items]
                 if len(operands) < 2:
-                    raise _Refusal(f"{head} takes at least two operands, not {len(operands)}")
+                    raise _Refusal(
+                        f"{head} takes at least two operands, not {len(operands)}", f"write ({head} a b)"
+                    )
                 return self.builder.chain(RELATIONS[head], operands)
             if head in _ARITHMETIC:
                 return _arithmetic(head, [self._expr(item) for item in items])
@@ -306,10 +310,10 @@ class _Parser:
             return (head, items)
         if head == "not":
             if len(items) != 1:
-                raise _Refusal(f"not takes one operand, not {len(items)}")
+                raise _Refusal(f"not takes one operand, not {len(items)}", "write (not a)")
             return self.builder.negated(items[0])
         if len(items) < 2:
-            raise _Refusal(f"=> takes at least two operands, not {len(items)}")
+            raise _Refusal(f"=> takes at least two operands, not {len(items)}", "write (=> a b)")
         return ("or", [*(self.builder.negated(item) for item in items[:-1]), items[-1]])
 
     def _offset(self, refusal: _Refusal) -> int:
@@ -324,7 +328,7 @@ class _Parser:
 def _arithmetic(head: str, operands: list[Expr]) -> Expr:
     """``+ - * /`` on exact polynomials; division only by constants."""
     if not operands:
-        raise _Refusal(f"{head} takes at least one operand")
+        raise _Refusal(f"{head} takes at least one operand", f"write ({head} a b)")
     if head == "-" and len(operands) == 1 and isinstance(operands[0], str):
         text = operands[0]
         return text[1:] if text[0] == "-" else "-" + text.lstrip("+")
@@ -340,7 +344,7 @@ def _arithmetic(head: str, operands: list[Expr]) -> Expr:
         elif value.degree:
             raise _Refusal("division by a variable", "multiply both sides by it, if its sign is known")
         elif not value.offset:
-            raise _Refusal("division by zero")
+            raise _Refusal("division by zero", "divide by a nonzero constant")
         else:
             result = result.scaled(1 / value.offset)
     return result
