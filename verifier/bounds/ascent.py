@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -18,7 +19,10 @@ class Adam:
     def __init__(self, leaves: Leaves, scales: Leaves, rate: float, decay: float) -> None:
         self._scales, self._rate, self._decay, self._steps = scales, rate, decay, 0
         self._first = {key: {n: torch.zeros_like(t) for n, t in own.items()} for key, own in leaves.items()}
-        self._second = {key: {n: torch.zeros_like(t) for n, t in own.items()} for key, own in leaves.items()}
+        floor = 1e-30  # not zero: denormal numbers are many times slower
+        self._second = {
+            key: {n: torch.full_like(t, floor) for n, t in own.items()} for key, own in leaves.items()
+        }
 
     @torch.no_grad()
     def step(self, leaves: Leaves, gradients: Mapping[tuple[Key, str], Tensor]) -> None:
@@ -27,7 +31,7 @@ class Adam:
         rate = self._rate * self._decay ** (self._steps - 1) / (1 - 0.9**self._steps)
         root = (1 - 0.999**self._steps) ** -0.5
         for (key, name), gradient in gradients.items():
-            if not bool(gradient.sum().isfinite()):
+            if not math.isfinite(float(gradient.sum())):
                 gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
             first, second = self._first[key][name], self._second[key][name]
             first.lerp_(gradient, 0.1)
@@ -63,12 +67,8 @@ class Best:
                 wins = better[i]
                 if tensor.shape[2] != wins.shape[2]:  # one slope for all rows: a majority decides
                     wins = 2 * wins.sum(2, keepdim=True) > wins.shape[2]
-                wins = wins.view(*wins.shape, *([1] * (tensor.dim() - 3)))
-                kept = self.slopes[i, j][name]
-                if len(chosen) == len(kept):
-                    torch.where(wins, tensor, kept, out=kept)
-                else:
-                    kept[chosen] = torch.where(wins, tensor, kept[chosen])
+                b, g, k = wins.nonzero(as_tuple=True)
+                self.slopes[i, j][name][chosen[b], g, k] = tensor[b, g, k]
 
 
 def index_leaves(leaves: Mapping[Key, Mapping[str, Tensor]], chosen: Tensor) -> Leaves:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verifier.bounds.lines import sane, through, through_error
 from verifier.graph import Affine, Elementwise, Graph, Interval, Relaxation
-from verifier.graph.coefficients import Coefficients, Dense
-from verifier.graph.op import Constant, Input, Shape
+from verifier.graph.coefficients import Coefficients, contract
+from verifier.graph.op import Constant, Input
 from verifier.sets import InputSet
-from verifier.sets.input_set import contract
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,31 +94,31 @@ def backward(
                 error = error + _unit(dense, node.numel) * contract(dense.abs(), bounds[position].magnitude)
             continue
         if isinstance(node.op, Constant):
-            constant = constant + contract(coefficients.dense(), node.op.forward())
+            constant = constant + coefficients.contract(node.op.forward())
             continue
         if isinstance(node.op, Affine):
             offset = node.op.offset(*shapes)
-            needs_dense = offset is not None or (rounding and not node.op.exact)
-            dense = coefficients.dense() if needs_dense else None
-            if dense is not None and offset is not None:
-                constant = constant + contract(dense, offset.to(dense).unsqueeze(0))
-            if dense is not None and rounding:
+            if offset is not None:
+                offset = offset.to(bounds[position].lower).unsqueeze(0)
+                constant = constant + coefficients.contract(offset)
+            if rounding and (offset is not None or not node.op.exact):
                 magnitude = node.op.absolute(*[bounds[j].magnitude for j in node.inputs])
                 if offset is not None:
-                    magnitude = magnitude + offset.to(dense).abs()
+                    magnitude = magnitude + offset.abs()
                 units = node.op.fan_in(*shapes) + (node.numel if offset is not None else 0)
-                error = error + _unit(dense, units) * contract(dense.abs(), magnitude)
+                error = error + _unit(magnitude, units) * coefficients.contract(magnitude, absolute=True)
             parts = [node.op.backward(coefficients, k, *shapes) for k in range(len(node.inputs))]
         elif isinstance(node.op, Elementwise):
             dense = coefficients.dense()
-            relaxation = relaxations[position]
-            parts, shift = _through(dense, relaxation, node.shape)
+            relaxation = sane(relaxations[position])
+            parts, shift = through(dense, relaxation, node.shape)
             if shift is not None:
                 constant = constant + shift
             if rounding:
                 boxes = [bounds[j] for j in node.inputs]
                 units = node.op.relaxation_error + (0 if shift is None else node.numel)
-                error = error + _relaxation_error(dense, relaxation, boxes, units)
+                size = through_error(dense, relaxation, boxes, node.shape)
+                error = error + _unit(dense, units) * size
         else:
             raise TypeError(f"{type(node.op).__name__} is neither affine nor elementwise; rewrite it first.")
         for j, part in zip(node.inputs, parts, strict=True):
@@ -136,72 +136,3 @@ def backward(
 
 def _unit(like: Tensor, terms: int) -> float:
     return (terms + 4) * torch.finfo(like.dtype).eps
-
-
-def _grouped(dense: Tensor, relaxation: Relaxation, shape: Shape) -> Tensor:
-    """`dense` [B, R, *shape] as [B, G, R / G, *shape], G the number of groups of rows with their own
-    slopes."""
-    groups = 1
-    for tensor in (*relaxation.lower_slopes, *relaxation.upper_slopes):
-        if tensor.dim() > len(shape) + 1:
-            groups = max(groups, tensor.shape[1])
-    return dense.unflatten(1, (groups, -1))
-
-
-def _through(dense: Tensor, relaxation: Relaxation, shape: Shape) -> tuple[list[Coefficients], Tensor | None]:
-    """One step through an elementwise operator: positive coefficients take the lower line, negative the
-    upper."""
-    wide = _grouped(dense, relaxation, shape)
-    rising = wide > 0
-    parts: list[Coefficients] = []
-    for low, high in zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True):
-        slope = torch.where(rising, _spread(low, shape), _spread(high, shape))
-        parts.append(Dense((wide * slope).flatten(1, 2)))
-    shift = None
-    if relaxation.lower_intercept is not None:
-        shift = _contract_groups(wide.clamp(min=0), relaxation.lower_intercept, shape)
-    if relaxation.upper_intercept is not None:
-        term = _contract_groups(wide.clamp(max=0), relaxation.upper_intercept, shape)
-        shift = term if shift is None else shift + term
-    return parts, shift
-
-
-def _spread(slope: Tensor, shape: Shape) -> Tensor:
-    return slope.unsqueeze(1).unsqueeze(1) if slope.dim() == len(shape) + 1 else slope.unsqueeze(2)
-
-
-def _contract_groups(wide: Tensor, x: Tensor, shape: Shape) -> Tensor:
-    """<wide [B, G, R / G, *shape], x [B, *shape] or [B, G, *shape]>: [B, R]; unbounded x with zero weight is
-    0."""
-    flat = wide.flatten(3)
-    if x.dim() == len(shape) + 1:
-        return contract(flat.flatten(1, 2), _finite(x))
-    groups = _finite(x).flatten(2).unsqueeze(3)
-    return torch.matmul(flat, groups.expand(-1, flat.shape[1], -1, -1)).squeeze(3).flatten(1, 2)
-
-
-def _finite(x: Tensor) -> Tensor:
-    """Infinite intercepts become the largest number, whose square overflows: no bound, without 0 * inf."""
-    big = torch.finfo(x.dtype).max
-    return torch.nan_to_num(x, nan=torch.nan, posinf=big, neginf=-big)
-
-
-def _relaxation_error(dense: Tensor, relaxation: Relaxation, boxes: Sequence[Interval], units: int) -> Tensor:
-    """Rounding of one elementwise step: `units` of |coefficient| (|slope| |x| + |intercept|), the larger
-    line."""
-    shape = tuple(boxes[0].lower.shape[1:])
-    wide = _grouped(dense, relaxation, shape)
-
-    def magnitude(slopes: Sequence[Tensor], intercept: Tensor | None) -> Tensor:
-        total: Tensor | float = 0.0 if intercept is None else intercept.abs()
-        for slope, box in zip(slopes, boxes, strict=True):
-            size = box.magnitude if slope.dim() == len(shape) + 1 else box.magnitude.unsqueeze(1)
-            total = slope.abs() * size + total
-        return torch.as_tensor(total)
-
-    lower = magnitude(relaxation.lower_slopes, relaxation.lower_intercept)
-    upper = magnitude(relaxation.upper_slopes, relaxation.upper_intercept)
-    if lower.dim() != upper.dim():
-        short, long = sorted((lower, upper), key=Tensor.dim)
-        lower, upper = short.unsqueeze(1), long
-    return _unit(dense, units) * _contract_groups(wide.abs(), torch.maximum(lower, upper), shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,19 @@ class Effort:
     memory: int = 1 << 30
 
 
+class Clamp(torch.autograd.Function):
+    """clamp(x, low, high) whose gradient in x is always that of the identity; masks would cost more than the
+    passes themselves, and the optimiser projects its parameters anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad, None, None
+
+
 def relax(
     graph: Graph, position: int, bounds: Mapping[int, Interval], slopes: Mapping[str, Tensor]
 ) -> Relaxation:
@@ -48,7 +62,7 @@ def relax(
     for name, p in parameters.items():
         low, high = p.lower.detach().unsqueeze(1), p.upper.detach().unsqueeze(1)
         raw = slopes.get(name)
-        chosen[name] = p.value.unsqueeze(1) if raw is None else raw.clamp(low, high)
+        chosen[name] = p.value.unsqueeze(1) if raw is None else Clamp.apply(raw, low, high)
     return node.op.relax(chosen, *wide)
 
 
@@ -68,13 +82,20 @@ class Relaxations:
                 continue
             own = self._slopes.get((target, j))
             if own:
-                cut = {n: t if t.shape[2] == 1 else t[:, :, rows] for n, t in own.items()}
-                chosen[j] = relax(self._graph, j, self._bounds, {n: t.flatten(1, 2) for n, t in cut.items()})
+                cut = {n: _cut(t, rows).flatten(1, 2) for n, t in own.items()}
+                chosen[j] = relax(self._graph, j, self._bounds, cut)
                 continue
             if j not in self._default:
                 self._default[j] = relax(self._graph, j, self._bounds, {})
             chosen[j] = self._default[j]
         return chosen
+
+
+def _cut(slopes: Tensor, rows: slice) -> Tensor:
+    """The rows' slopes; a slice of everything would only cost time in the gradient."""
+    count = slopes.shape[2]
+    first, last, _ = rows.indices(count)
+    return slopes if count == 1 or (first == 0 and last == count) else slopes[:, :, rows]
 
 
 def inner_bounds(

@@ -24,6 +24,11 @@ class Coefficients(ABC):
     def multiply(self, factor: Tensor) -> Coefficients:
         """Scale elementwise by `factor` [B, *shape] or [*shape] with a leading dimension of 1."""
 
+    def contract(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """The forms' values at x [B or 1, *shape], or those of their absolute values: [B, R]."""
+        dense = self.dense()
+        return contract(dense.abs() if absolute else dense, x)
+
     def add(self, other: Coefficients) -> Coefficients:
         """The sum of two coefficient objects on the same node."""
         return Dense(self.dense() + other.dense())
@@ -66,6 +71,12 @@ class Rows(Coefficients):
         picked = flat.expand(batch, -1).gather(1, index)
         return Rows(index, self.scale * picked, self.shape)
 
+    def contract(self, x: Tensor, absolute: bool = False) -> Tensor:
+        flat = x.flatten(1)
+        batch = max(flat.shape[0], self.index.shape[0])
+        picked = flat.expand(batch, -1).gather(1, self.index.expand(batch, -1))
+        return (self.scale.abs() if absolute else self.scale) * picked
+
 
 @dataclass(frozen=True, eq=False)
 class Diagonal(Coefficients):
@@ -80,7 +91,20 @@ class Diagonal(Coefficients):
     def multiply(self, factor: Tensor) -> Coefficients:
         return Diagonal(self.values * factor)
 
+    def contract(self, x: Tensor, absolute: bool = False) -> Tensor:
+        return ((self.values.abs() if absolute else self.values) * x).flatten(1)
+
 
 def identity(shape: tuple[int, ...], like: Tensor) -> Diagonal:
     """One row per element of a node of `shape`, in the dtype and on the device of `like`."""
     return Diagonal(torch.ones((1, *shape), dtype=like.dtype, device=like.device))
+
+
+def contract(coefficients: Tensor, x: Tensor) -> Tensor:
+    """Sum over the node's elements of [B or 1, R, *shape] times [B or 1, *shape]: [B, R]."""
+    a, v = coefficients.flatten(2), x.flatten(1)
+    if a.shape[0] == 1:
+        return v @ a[0].T
+    if v.shape[0] == 1:
+        return a @ v[0]
+    return torch.bmm(a, v.unsqueeze(2)).squeeze(2)

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from verifier.graph.coefficients import contract
 from verifier.graph.interval import Interval
-from verifier.sets.input_set import InputSet, contract
+from verifier.sets.input_set import InputSet
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,9 @@ class Ball(InputSet):
     def box(self) -> Interval:
         """The radius is stretched by two units of rounding, so that the ends are safe."""
         eps = torch.finfo(self.center.dtype).eps
-        reach = self._radius(self.center.dim()) + 2 * eps * (self.center.abs() + self._radius(self.center.dim()))
+        reach = self._radius(self.center.dim()) + 2 * eps * (
+            self.center.abs() + self._radius(self.center.dim())
+        )
         lower, upper = self.center - reach, self.center + reach
         if self.clip is not None:
             lower, upper = torch.maximum(lower, self.clip[0]), torch.minimum(upper, self.clip[1])
@@ -82,7 +85,9 @@ class Ball(InputSet):
         norm = flat.abs().sum(-1) if self.p == 1 else torch.linalg.vector_norm(flat, dim=-1)
         radius = self.radius.view(-1, *([1] * extra))
         shrink = (radius / norm.clamp(min=torch.finfo(flat.dtype).tiny)).clamp(max=1)
-        return self.center.view(view) + offset * shrink.view(*shrink.shape, *([1] * (offset.dim() - extra - 1)))
+        return self.center.view(view) + offset * shrink.view(
+            *shrink.shape, *([1] * (offset.dim() - extra - 1))
+        )
 
     def index(self, rows: Tensor) -> Ball:
         clip = None if self.clip is None else (self.clip[0][rows], self.clip[1][rows])

@@ -45,13 +45,3 @@ class InputSet(ABC):
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.box().lower.shape[1:])
-
-
-def contract(coefficients: Tensor, x: Tensor) -> Tensor:
-    """Sum over the node's elements of [B or 1, R, *shape] times [B or 1, *shape]: [B, R]."""
-    a, v = coefficients.flatten(2), x.flatten(1)
-    if a.shape[0] == 1:
-        return v @ a[0].T
-    if v.shape[0] == 1:
-        return a @ v[0]
-    return torch.bmm(a, v.unsqueeze(2)).squeeze(2)

@@ -34,13 +34,16 @@ class Polytope(InputSet):
         flat = coefficients.detach().flatten(2).expand(self.base.batch, -1, -1)
         matrix = self.matrix.flatten(2)
         chosen = flat.new_zeros(*flat.shape[:2], matrix.shape[1])
-        center, radius = (self.base.lower + self.base.upper).flatten(1) / 2, (
-            self.base.upper - self.base.lower
-        ).flatten(1) / 2
+        center, radius = (
+            (self.base.lower + self.base.upper).flatten(1) / 2,
+            (self.base.upper - self.base.lower).flatten(1) / 2,
+        )
         for _ in range(self.sweeps):
             for k in range(matrix.shape[1]):
                 row = matrix[:, k]
-                rest = flat + torch.einsum("brm,bmn->brn", chosen, matrix) - chosen[:, :, k, None] * row[:, None]
+                rest = (
+                    flat + torch.einsum("brm,bmn->brn", chosen, matrix) - chosen[:, :, k, None] * row[:, None]
+                )
                 best = line_multiplier(rest, row, self.bound[:, k], center, radius)
                 chosen = torch.cat([chosen[:, :, :k], best.unsqueeze(2), chosen[:, :, k + 1 :]], dim=2)
         return chosen
@@ -50,7 +53,9 @@ class Polytope(InputSet):
         shift = torch.einsum("brm,bmn->brn", chosen, self.matrix.flatten(2)).view(
             *chosen.shape[:2], *self.shape
         )
-        with_constraints = self.base.minimum(coefficients + shift) - torch.einsum("brm,bm->br", chosen, self.bound)
+        with_constraints = self.base.minimum(coefficients + shift) - torch.einsum(
+            "brm,bm->br", chosen, self.bound
+        )
         return torch.maximum(with_constraints, self.base.minimum(coefficients))
 
     def minimiser(self, coefficients: Tensor) -> Tensor:

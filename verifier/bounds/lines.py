@@ -1,0 +1,167 @@
+"""Coefficients through the lines of a relaxation, with a hand-written gradient.
+
+Selecting by sign is done by splitting coefficients into positive and negative parts: on CPUs that is several
+times faster than boolean masks and `torch.where`, forwards and in the gradient, and this step is where
+alpha-CROWN spends the time that is not spent in matrix products.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from verifier.graph import Interval, Relaxation
+from verifier.graph.coefficients import Coefficients, Dense
+from verifier.graph.op import Shape
+
+
+def through(dense: Tensor, relaxation: Relaxation, shape: Shape) -> tuple[list[Coefficients], Tensor | None]:
+    """One step through an elementwise operator: positive coefficients take the lower line, negative the
+    upper.
+
+    `dense` is [B, R, *shape]. Returns the coefficients of each argument and what the intercepts add, [B, R].
+    """
+    wide = _widen(dense, relaxation, shape)
+    parts: list[Coefficients] = []
+    shift: Tensor | None = None
+    for k, (low, high) in enumerate(zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)):
+        below = relaxation.lower_intercept if k == 0 else None
+        above = relaxation.upper_intercept if k == 0 else None
+        lines = [None if t is None else _grouped(t, shape) for t in (low, high, below, above)]
+        out, added = _Lines.apply(wide, *lines)  # pyright: ignore[reportGeneralTypeIssues]
+        parts.append(Dense(out.reshape(-1, *dense.shape[1:])))
+        if added is not None:
+            shift = added.flatten(1)
+    return parts, shift
+
+
+def through_error(dense: Tensor, relaxation: Relaxation, boxes: Sequence[Interval], shape: Shape) -> Tensor:
+    """The sum over elements of |coefficient| (|slope| |x| + |intercept|) with the line that each takes: [B,
+    R]."""
+    wide = _widen(dense, relaxation, shape)
+    lower = _magnitude(relaxation.lower_slopes, relaxation.lower_intercept, boxes, shape)
+    upper = _magnitude(relaxation.upper_slopes, relaxation.upper_intercept, boxes, shape)
+    return (_dot(wide.clamp(min=0), lower) - _dot(wide.clamp(max=0), upper)).flatten(1)
+
+
+def _magnitude(
+    slopes: Sequence[Tensor], intercept: Tensor | None, boxes: Sequence[Interval], shape: Shape
+) -> Tensor:
+    """|slope| |x| + |intercept| of one line: [B, 1 or G, 1, numel]."""
+    total = None if intercept is None else _grouped(intercept.abs(), shape)
+    for slope, box in zip(slopes, boxes, strict=True):
+        term = _grouped(slope.abs(), shape) * _grouped(box.magnitude, shape)
+        total = term if total is None else total + term
+    return torch.as_tensor(total)
+
+
+def _widen(dense: Tensor, relaxation: Relaxation, shape: Shape) -> Tensor:
+    """[B, R, *shape] as [B, G, R / G, numel], G the number of groups of rows that have lines of their own."""
+    lines = (*relaxation.lower_slopes, *relaxation.upper_slopes)
+    groups = max(t.shape[1] if t.dim() > len(shape) + 1 else 1 for t in lines)
+    return dense.unflatten(1, (groups, -1)).flatten(3)
+
+
+def _grouped(line: Tensor, shape: Shape) -> Tensor:
+    """[B, *shape] or [B, G, *shape] as [B, 1 or G, 1, numel]."""
+    flat = line.flatten(1).unsqueeze(1) if line.dim() == len(shape) + 1 else line.flatten(2)
+    return flat.unsqueeze(2)
+
+
+def sane(relaxation: Relaxation) -> Relaxation:
+    """Lines with a slope that is not finite say nothing: slope 0, and an intercept whose products
+    overflow."""
+    lower = _finite(relaxation.lower_slopes, relaxation.lower_intercept, -1.0)
+    upper = _finite(relaxation.upper_slopes, relaxation.upper_intercept, 1.0)
+    return Relaxation(*lower, *upper)
+
+
+def _finite(
+    slopes: tuple[Tensor, ...], intercept: Tensor | None, sign: float
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    lines = slopes if intercept is None else (*slopes, intercept)
+    if all(math.isfinite(float(t.detach().sum())) for t in lines):
+        return slopes, intercept
+    big = sign * torch.finfo(slopes[0].dtype).max
+    known = torch.stack(torch.broadcast_tensors(*[t.isfinite() for t in lines])).all(0)
+    constant = torch.zeros_like(slopes[0]) if intercept is None else intercept
+    fixed = tuple(torch.where(known, t, torch.zeros_like(t)) for t in slopes)
+    return fixed, torch.where(known, constant, torch.full_like(constant, big))
+
+
+class _Lines(torch.autograd.Function):
+    """(a [B, G, Q, N], low, high, below, above [B or 1, G or 1, 1, N], the last two possibly None) to
+    max(a, 0) * low + min(a, 0) * high [B, G, Q, N], and the sum over N of max(a, 0) * below + min(a, 0) *
+    above [B, G, Q] (None without intercepts)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, a: Tensor, low: Tensor, high: Tensor, below: Tensor | None, above: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        rising, falling = a.clamp(min=0), a.clamp(max=0)
+        out = torch.addcmul(rising * low, falling, high)
+        shift = None
+        if below is not None:
+            shift = _dot(rising, below)
+        if above is not None:
+            shift = _dot(falling, above) if shift is None else shift + _dot(falling, above)
+        ctx.save_for_backward(rising, falling, low, high, below, above)
+        ctx.set_materialize_grads(False)
+        return out, shift
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, weight: Tensor | None) -> tuple[Tensor | None, ...]:
+        rising, falling, low, high, below, above = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        a = d_low = d_high = d_below = d_above = None
+        if needs[0]:
+            up = _along(grad, low, weight, below)
+            down = _along(grad, high, weight, above)
+            if up is not None and down is not None:
+                a = torch.addcmul(down, up.sub_(down), rising.sign()).sum_to_size(rising.shape)
+        if grad is not None:
+            d_low = (grad * rising).sum_to_size(low.shape) if needs[1] else None
+            d_high = (grad * falling).sum_to_size(high.shape) if needs[2] else None
+        if weight is not None:
+            d_below = _weighted(weight, rising, below) if needs[3] else None
+            d_above = _weighted(weight, falling, above) if needs[4] else None
+        return a, d_low, d_high, d_below, d_above
+
+
+def _along(
+    grad: Tensor | None, slope: Tensor, weight: Tensor | None, intercept: Tensor | None
+) -> Tensor | None:
+    """The derivative in a coefficient that takes this line: grad * slope + weight * intercept."""
+    total = None if grad is None else grad * slope
+    if weight is None:
+        return total
+    wide = weight.unsqueeze(3)
+    if intercept is None:
+        return wide * torch.zeros_like(slope) if total is None else total
+    return wide * intercept if total is None else torch.addcmul(total, wide, intercept)
+
+
+def _dot(a: Tensor, x: Tensor) -> Tensor:
+    """The sum over N of a [B, G, Q, N] times x [B or 1, G or 1, 1, N]: [B, G, Q]."""
+    if x.shape[1] == 1:
+        rows = a.flatten(1, 2)
+        if x.shape[0] == 1:
+            return torch.matmul(rows, x.flatten()).view(a.shape[:3])
+        return torch.bmm(rows.expand(x.shape[0], -1, -1), x[:, 0].mT).view(-1, *a.shape[1:3])
+    if a.shape[2] == 1:
+        return (a * x).sum(3)
+    return torch.matmul(a, x.mT).squeeze(3)
+
+
+def _weighted(weight: Tensor, a: Tensor, x: Tensor) -> Tensor:
+    """The gradient of `_dot` in x: weight [B, G, Q] times a, summed down to x's shape."""
+    if x.shape[1] == 1:
+        total = torch.bmm(weight.flatten(1).unsqueeze(1), a.flatten(1, 2).expand(weight.shape[0], -1, -1))
+        return total.unsqueeze(1).sum_to_size(x.shape)
+    return (weight.unsqueeze(3) * a).sum_to_size(x.shape)
