@@ -22,6 +22,7 @@ from verifier.graph import Builder, Graph, Value
 from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, Unsupported, onnx_converter
 from verifier.transforms.fold import fold
+from verifier.transforms.opposite import share_opposite_neurons
 
 if TYPE_CHECKING:
     import onnx
@@ -63,7 +64,7 @@ def load(model: str | Path | bytes) -> OnnxModel:
     graph = importer.graph()
     inputs, outputs = importer.inputs, importer.proto.graph.output
     return OnnxModel(
-        graph=fold(graph),
+        graph=fold(share_opposite_neurons(fold(graph))),
         inputs=tuple(i.name for i in inputs),
         outputs=tuple(o.name for o in outputs),
         input_shapes=tuple(graph.nodes[i].shape for i in graph.inputs),

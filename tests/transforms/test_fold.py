@@ -1,0 +1,105 @@
+# ruff: noqa: E501
+"""Fusions: the same function to float64 rounding, and as few nodes as promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from verifier.graph import Builder, Graph, Value
+from verifier.ops.arithmetic import ScaleShift, add
+from verifier.ops.convolution import Conv, ConvTranspose, Window
+from verifier.ops.linear import Linear
+from verifier.ops.movement import Permute, Reshape, Take
+from verifier.ops.piecewise_linear import relu
+from verifier.transforms.fold import fold
+
+
+def r(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def window(kernel: int, stride: int = 1, pad: int = 0) -> Window:
+    return Window((kernel,) * 2, (stride,) * 2, (1, 1), (pad,) * 2, (pad,) * 2)
+
+
+def kinds(graph: Graph) -> list[str]:
+    return [type(n.op).__name__ for n in graph.nodes[1:]]
+
+
+def chain(shape: tuple[int, ...], *ops: object) -> Graph:
+    builder = Builder()
+    x = builder.input("x", shape)
+    for op in ops:
+        x = op(builder, x) if isinstance(op, Callable) else builder.add(op, x)  # type: ignore[arg-type]
+    return builder.graph(x)
+
+
+CHAINS = {
+    "linear, bias": ((1, 3), ["Linear"], lambda: [Linear(r(4, 3)), ScaleShift(None, r(4))]),
+    "linear, scale and bias of rows": ((2, 3), ["Linear"], lambda: [Linear(r(4, 3), r(4)), ScaleShift(r(1, 4), r(4))]),
+    "bias that differs by row stays": (
+        (2, 3), ["Linear", "ScaleShift"], lambda: [Linear(r(4, 3)), ScaleShift(None, r(2, 4))]),
+    "normalisation": ((1, 3), ["Linear"], lambda: [ScaleShift(r(3), r(1, 3)), Linear(r(4, 3), r(4))]),
+    "scalar normalisation before a reshape": (
+        (1, 1, 3), ["Reshape", "Linear"], lambda: [ScaleShift(r(1, 3), r(1)), Reshape((1, 3)), Linear(r(4, 3))]),
+    "bottleneck stays": ((8,), ["Linear", "Linear"], lambda: [Linear(r(2, 8)), Linear(r(8, 2))]),
+    "two matrices": ((3,), ["Linear"], lambda: [Linear(r(8, 3), r(8)), Linear(r(3, 8), r(3))]),
+    "conv, batch norm": (
+        (1, 2, 5, 5), ["Conv"], lambda: [Conv(r(4, 1, 3, 3), r(4), window(3, 1, 1), 2), ScaleShift(r(4, 1, 1), r(4, 1, 1))]),
+    "transposed conv, batch norm": (
+        (1, 4, 3, 3), ["ConvTranspose"],
+        lambda: [ConvTranspose(r(4, 3, 2, 2), r(6), window(2, 2), (0, 0), 2), ScaleShift(r(6, 1, 1), r(6, 1, 1))]),
+    "batch norm, conv": (
+        (1, 4, 5, 5), ["Conv"], lambda: [ScaleShift(r(1, 4, 1, 1), r(4, 1, 1)), Conv(r(6, 2, 3, 3), r(6), window(3), 2)]),
+    "scale, padded conv": (
+        (1, 4, 5, 5), ["Conv"], lambda: [ScaleShift(r(4, 1, 1), None), Conv(r(6, 2, 3, 3), None, window(3, 1, 1), 2)]),
+    "shift, padded conv stays": (
+        (1, 4, 5, 5), ["ScaleShift", "Conv"], lambda: [ScaleShift(None, r(4, 1, 1)), Conv(r(6, 4, 3, 3), None, window(3, 1, 1))]),
+    "scalings": ((2, 3), ["ScaleShift"], lambda: [ScaleShift(r(3), r(2, 1)), ScaleShift(None, r(3)), ScaleShift(r(2, 3))]),
+    "no-ops": ((2, 3), [], lambda: [ScaleShift(torch.ones(3).double()), Reshape((6,)), Reshape((2, 3)), Permute((0, 1))]),
+    "rearrangements": (
+        (2, 3), ["Take"],
+        lambda: [Permute((1, 0)), Reshape((6,)), Take(torch.tensor([5, 0, 0, 3]), (2, 2)), Reshape((4,)),
+                 Take(torch.tensor([1, 3]), (2,))]),
+    "around a relu": (
+        (3,), ["Linear", "Relu", "Linear"],
+        lambda: [ScaleShift(r(3), r(3)), Linear(r(4, 3)), ScaleShift(None, r(4)), relu, ScaleShift(r(4)), Linear(r(2, 4))]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains(name: str) -> None:
+    torch.manual_seed(0)
+    shape, expected, ops = CHAINS[name]
+    graph = chain(shape, *ops())
+    folded = fold(graph)
+    x = r(5, *shape)
+    torch.testing.assert_close(folded.evaluate([x])[0], graph.evaluate([x])[0], rtol=1e-13, atol=1e-13)
+    assert kinds(folded) == expected
+    assert folded.nodes[folded.outputs[0]].shape == graph.nodes[graph.outputs[0]].shape
+
+
+def test_what_others_need_is_kept() -> None:
+    """A value with two users is not fused away, nor is one that is an output."""
+    builder = Builder()
+    x = builder.input("x", (3,))
+    a = builder.add(Linear(r(3, 3)), x, name="a")
+    b = builder.add(ScaleShift(None, r(3)), a, name="b")
+    graph = builder.graph(add(builder, relu(builder, b), a), b)
+    folded = fold(graph)
+    assert [n.name for n in folded.nodes] == ["x", "a", "b", "Relu", "Add"]
+    point = r(4, 3)
+    for ours, theirs in zip(folded.evaluate([point]), graph.evaluate([point]), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_names_of_last_parts_and_unused_inputs_survive() -> None:
+    builder = Builder()
+    x, _ = builder.input("x", (3,)), builder.input("unused", (2,))
+    value: Value = builder.at("bias").add(ScaleShift(None, r(3)), builder.add(Linear(r(3, 3)), x), name="named")
+    folded = fold(builder.graph(value))
+    assert [(n.name, n.source) for n in folded.nodes][2:] == [("named", "bias")]
+    assert len(folded.inputs) == 2
