@@ -88,9 +88,12 @@ assert not heavy, heavy
 @pytest.mark.full
 @pytest.mark.parametrize("flag", ["--help", "--version", "--name"])
 def test_start_up_takes_less_than_half_a_second(flag):
-    def once() -> float:
-        start = time.monotonic()
-        subprocess.run([sys.executable, "-m", "verifier", flag], capture_output=True, check=True)
-        return time.monotonic() - start
+    """Of processor time: the clock on the wall also counts what else the machine does."""
 
-    assert min(once() for _ in range(5)) < 0.5
+    def once() -> float:
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "verifier", flag], capture_output=True, check=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(once() for _ in range(3)) < 0.5

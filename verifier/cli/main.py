@@ -1,81 +1,42 @@
-"""The entry point: the commands, what an exception means, and the exit codes.
+"""The entry point: what happens before and after a command. It imports no typer, to fork before that.
 
-0: any verdict. 2: bad input, the message says what, where and what to do. 1: a bug. 130: Ctrl-C.
+Exit codes: 0 for any verdict. 2: bad input, the message says what, where and what to do. 1: a bug. 130: Ctrl-C.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from contextlib import ExitStack
+from typing import NoReturn
 
-import typer
-
-from verifier.cli import bench, bounds, doctor, inspect, verify
 from verifier.cli.failures import explain
-
-_HELP = (
-    "Prove or refute properties of neural networks: ONNX and VNN-LIB in, 'sat' or 'unsat' out. "
-    "Exit code 0 for every verdict, 2 for bad input, 1 for a bug, 130 after Ctrl-C."
-)
-
-app = typer.Typer(
-    name="verifier",
-    help=_HELP,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-app.command("verify")(verify.command)
-app.command("bounds")(bounds.command)
-app.command("inspect")(inspect.command)
-app.command("bench")(bench.command)
-app.command("doctor")(doctor.command)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from verifier import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit()
-
-
-def _print_name(wanted: bool) -> None:
-    if wanted:
-        typer.echo("verifier")
-        raise typer.Exit()
-
-
-@app.callback()
-def _root(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
-    ] = False,
-    name: Annotated[
-        bool, typer.Option("--name", callback=_print_name, is_eager=True, help="Print the name.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of a bug; may stand anywhere.")
-    ] = False,
-) -> None:
-    context.obj = debug
+from verifier.cli.supervise import Session, Worker
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one command and exits with its code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    if debug:
-        words = ["--debug", *(word for word in words if word != "--debug")]
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in given if word != "--debug"]
+    debug = len(words) < len(given)
     try:
-        app(words, prog_name="verifier")
+        with ExitStack() as stack:
+            worker = None
+            if words[:1] == ["verify"] and "--help" not in words:
+                worker = stack.enter_context(
+                    Worker(_load_engine)
+                )  # loads while this process parses the words
+            from verifier.cli.app import app
+
+            app(words, prog_name="verifier", obj=Session(debug, worker))
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
         text, code = explain(error, debug)
-        typer.echo(text, err=True)
+        sys.stderr.write(text + "\n")
         sys.exit(code)
     sys.exit(0)
+
+
+def _load_engine() -> None:
+    import verifier.api  # noqa: F401

@@ -1,14 +1,16 @@
-"""Runs the work of one command in a forked process and keeps the promise on time from outside it.
+"""Does the work of one command in a forked process and keeps the promise on time from outside it.
 
 A thread cannot keep that promise: it does not run while the main thread is inside C code that holds the
 interpreter's lock. The supervisor imports no torch, is the only one to write to stdout, and ends the worker
-at the deadline, on Ctrl-C, or when it has answered (which also saves the worker's tear-down).
+at the deadline, on Ctrl-C, or when it has answered (which also saves the worker's tear-down). It is forked
+before the words are parsed, so that torch loads meanwhile.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import select
 import signal
 import sys
@@ -16,9 +18,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from typing import Any, NoReturn
+from queue import SimpleQueue
+from typing import Any, NoReturn, Self
 
 from verifier.progress import ProgressCallback, throttled
 from verifier.results import Progress
@@ -59,29 +63,65 @@ class Outcome:
 Job = Callable[[ProgressCallback], Answer]
 
 
-def supervise(job: Job, deadline: float, on_progress: ProgressCallback) -> Outcome:
-    """Runs `job` until it answers or `time.monotonic()` passes `deadline` (which may be inf).
+class Worker:
+    """A process of its own, forked at once, that loads what it will need before it is given its job.
 
-    Where there is no fork (Windows) the job runs in this process and only its own time limit applies.
+    As a context manager it is ended on leaving. Where there is no fork (Windows) the job runs in this process and
+    only its own time limit applies.
     """
-    if not hasattr(os, "fork"):
-        return _inline(job, on_progress)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    from_worker, to_supervisor = os.pipe()
-    lifeline, held = os.pipe()  # the worker sees its end closed when the supervisor is gone
-    pid = os.fork()
-    if pid == 0:
-        os.close(from_worker)
-        os.close(held)
-        _work(job, to_supervisor, lifeline)
-    os.close(to_supervisor)
-    os.close(lifeline)
-    try:
-        return _follow(pid, from_worker, deadline, on_progress)
-    finally:
-        os.close(from_worker)
-        os.close(held)
+
+    def __init__(self, warm_up: Callable[[], None] | None = None) -> None:
+        self._pid = 0
+        if not hasattr(os, "fork"):
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._source, to_supervisor = os.pipe()
+        from_supervisor, self._target = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._source)
+            os.close(self._target)
+            _live(warm_up, from_supervisor, to_supervisor)
+        os.close(from_supervisor)
+        os.close(to_supervisor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            self._reap()
+
+    def run(self, job: Job, deadline: float, on_progress: ProgressCallback) -> Outcome:
+        """Runs `job`, which must be picklable, until it answers or `time.monotonic()` passes `deadline`."""
+        if not self._pid:
+            return _inline(job, on_progress)
+        try:
+            os.write(self._target, pickle.dumps(job))
+        except BrokenPipeError:
+            return Outcome(Ending.DIED, signal=self._reap())
+        outcome = _follow(self._source, deadline, on_progress)
+        if outcome.ending is not Ending.DIED:
+            os.kill(self._pid, signal.SIGKILL)
+        return replace(outcome, signal=self._reap())
+
+    def _reap(self) -> int:
+        """Waits for the end; the number of the signal that caused it, 0 when the worker left by itself."""
+        status = os.waitpid(self._pid, 0)[1]
+        self._pid = 0
+        os.close(self._source)
+        os.close(self._target)
+        return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a command is given besides its words. `worker` was started early for `verify`."""
+
+    debug: bool = False
+    worker: Worker | None = None
 
 
 def _inline(job: Job, on_progress: ProgressCallback) -> Outcome:
@@ -98,25 +138,19 @@ def _inline(job: Job, on_progress: ProgressCallback) -> Outcome:
         return Outcome(Ending.INTERRUPTED, progress=last)
 
 
-def _follow(pid: int, source: int, deadline: float, on_progress: ProgressCallback) -> Outcome:
+def _follow(source: int, deadline: float, on_progress: ProgressCallback) -> Outcome:
     last = Progress()
-    ending = Ending.DIED
-    answer = Answer()
     try:
         for kind, value in _messages(source, deadline):
             if kind == "answer":
-                ending, answer = Ending.ANSWERED, Answer(**value)
-                break
+                return Outcome(Ending.ANSWERED, Answer(**value), last)
             last = Progress(**value)
             on_progress(last)
     except TimeoutError:
-        ending = Ending.TIME
+        return Outcome(Ending.TIME, progress=last)
     except KeyboardInterrupt:
-        ending = Ending.INTERRUPTED
-    if ending is not Ending.DIED:
-        os.kill(pid, signal.SIGKILL)
-    status = os.waitpid(pid, 0)[1]
-    return Outcome(ending, answer, last, os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0)
+        return Outcome(Ending.INTERRUPTED, progress=last)
+    return Outcome(Ending.DIED, progress=last)
 
 
 def _messages(source: int, deadline: float) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -138,21 +172,24 @@ def _messages(source: int, deadline: float) -> Iterator[tuple[str, dict[str, Any
             yield kind, value
 
 
-def _work(job: Job, target: int, lifeline: int) -> NoReturn:
+def _live(warm_up: Callable[[], None] | None, source: int, target: int) -> NoReturn:
     """The worker's whole life. It leaves through os._exit: nothing inherited is flushed twice."""
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides what Ctrl-C means
         os.dup2(2, 1)  # whatever libraries print: stdout is for the verdict
-        threading.Thread(target=_leave_with_supervisor, args=(lifeline,), daemon=True).start()
+        jobs: SimpleQueue[Job] = SimpleQueue()
+        threading.Thread(target=_listen, args=(source, jobs), daemon=True).start()
+        with suppress(Exception):
+            if warm_up is not None:
+                warm_up()  # what fails now fails again in the job, which tells about it
         with os.fdopen(target, "w") as stream:
 
             def send(kind: str, value: Progress | Answer) -> None:
                 stream.write(json.dumps([kind, asdict(value)]) + "\n")
                 stream.flush()
 
-            answer = job(throttled(lambda p: send("progress", p), _PROGRESS_PERIOD))
-            send("answer", answer)
+            send("answer", jobs.get()(throttled(lambda p: send("progress", p), _PROGRESS_PERIOD)))
         code = 0
     except BaseException:
         traceback.print_exc()
@@ -160,6 +197,14 @@ def _work(job: Job, target: int, lifeline: int) -> NoReturn:
         os._exit(code)
 
 
-def _leave_with_supervisor(lifeline: int) -> None:
-    os.read(lifeline, 1)
+def _listen(source: int, jobs: SimpleQueue[Job]) -> None:
+    """Takes the one job, then waits for the supervisor's end and leaves with it."""
+    try:
+        with os.fdopen(source, "rb") as stream:
+            jobs.put(pickle.load(stream))
+            stream.read(1)
+    except EOFError:
+        pass  # the supervisor is gone, or has no job
+    except Exception:
+        traceback.print_exc()
     os._exit(1)

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import signal
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from verifier.cli.failures import explain, is_out_of_memory
+from verifier.cli.failures import explain
 from verifier.cli.flags import with_options
-from verifier.cli.supervise import Answer, Ending, Outcome, supervise
+from verifier.cli.solve import Clock, Target, render, solve
+from verifier.cli.supervise import Answer, Ending, Outcome, Session, Worker
 from verifier.errors import VerifierError
 from verifier.options import Options
-from verifier.progress import ProgressCallback, display
+from verifier.progress import display
 from verifier.results import Reason, Result, Stats, Status
 
 _LEADING = re.compile(rb"(?:\s|;[^\n]*\n)*+\(\s*vnnlib-version\b")
-
-
-@dataclass(frozen=True)
-class Target:
-    """A network, or several by the names that a VNN-LIB 2.0 query gives them, and the query."""
-
-    model: Path | Mapping[str, Path]
-    spec: Path
-    vnnlib_version: int
 
 
 @with_options(progress=True)
@@ -62,9 +51,12 @@ def command(
     target = _target(model, spec, network or [])
     for file in (json, witness):
         _check_writable(file)
-    clock = _Clock(options.seconds)
+    clock = Clock(options.seconds)
+    session: Session = context.obj
+    job = partial(solve, target, options, clock, session.debug)
+    worker = session.worker or Worker()
     with display() if options.progress else contextlib.nullcontext(_ignore) as show:
-        outcome = supervise(partial(_solve, target, options, clock, context.obj), clock.deadline, show)
+        outcome = worker.run(job, clock.deadline, show)
     answer = _finish(outcome, target, clock)
     typer.echo(answer.stdout, nl=False)
     for file, text in ((json, answer.json), (witness, answer.witness)):
@@ -74,42 +66,7 @@ def command(
     raise typer.Exit(answer.code)
 
 
-class _Clock:
-    """The time limit of the process, counted from its start as well as that can be known."""
-
-    def __init__(self, limit: float) -> None:
-        self.start = time.monotonic() - time.process_time()
-        self.deadline = self.start + limit - min(0.3, 0.1 * limit)  # time for printing
-        self._soft = self.deadline - min(0.5, 0.05 * limit) if math.isfinite(limit) else math.inf
-
-    def elapsed(self) -> float:
-        """Seconds since the process started."""
-        return time.monotonic() - self.start
-
-    def left(self) -> float | None:
-        """Seconds that the engine may use, so that it can end the search itself; None for no limit."""
-        return None if math.isinf(self._soft) else max(0.01, self._soft - time.monotonic())
-
-
-def _solve(
-    target: Target, options: Options, clock: _Clock, debug: bool, progress: ProgressCallback
-) -> Answer:
-    """The worker's part: never raises, so that an error is text with its exit code and never a verdict."""
-    try:
-        from verifier import api
-
-        left = clock.left()
-        inner = replace(options, progress=False, timeout=left)
-        result = api.verify(target.model, target.spec, timeout=left, options=inner, progress=progress)
-    except Exception as error:
-        if is_out_of_memory(error):
-            return _render(Result(Status.UNKNOWN, reason=Reason.MEMORY), target, clock.elapsed())
-        text, code = explain(error, debug)
-        return Answer(stderr=text, code=code)
-    return _render(result, target, clock.elapsed())
-
-
-def _finish(outcome: Outcome, target: Target, clock: _Clock) -> Answer:
+def _finish(outcome: Outcome, target: Target, clock: Clock) -> Answer:
     """The answer to give: the worker's, or what is known when it did not come to one."""
     if outcome.ending is Ending.ANSWERED:
         return outcome.answer
@@ -127,23 +84,8 @@ def _finish(outcome: Outcome, target: Target, clock: _Clock) -> Answer:
         domains=last.domains_done, seconds={"total": seconds}, attack_margin=last.best_attack_margin
     )
     result = Result(status, bound=last.worst_bound, reason=reason, stats=stats)
-    answer = _render(result, target, seconds)
+    answer = render(result, target, seconds)
     return replace(answer, code=130) if outcome.ending is Ending.INTERRUPTED else answer
-
-
-def _render(result: Result, target: Target, seconds: float) -> Answer:
-    assignment = result.counterexample.assignment if result.counterexample else ""
-    if assignment and not assignment.endswith("\n"):
-        assignment += "\n"
-    verdict = result.status.printed(target.vnnlib_version)
-    bound = "none" if result.bound is None else f"{result.bound:.6g}"
-    summary = f"{verdict} after {seconds:.2f} s, {result.stats.domains} domains, best proved bound {bound}"
-    return Answer(
-        stdout=f"{verdict}\n{assignment}",
-        stderr=f"{summary}\n{result.explanation}",
-        json=result.to_json(indent=2) + "\n",
-        witness=assignment,
-    )
 
 
 def _target(model: Path, spec: Path | None, networks: list[str]) -> Target:

@@ -1,0 +1,72 @@
+"""What the worker of `verifier verify` does. Imports no typer: the worker has no use for it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from verifier.cli.failures import explain, is_out_of_memory
+from verifier.cli.supervise import Answer
+from verifier.options import Options
+from verifier.progress import ProgressCallback
+from verifier.results import Reason, Result, Status
+
+
+@dataclass(frozen=True)
+class Target:
+    """A network, or several by the names that a VNN-LIB 2.0 query gives them, and the query."""
+
+    model: Path | Mapping[str, Path]
+    spec: Path
+    vnnlib_version: int
+
+
+class Clock:
+    """The time limit of the process, counted from its start as well as that can be known."""
+
+    def __init__(self, limit: float) -> None:
+        self.start = time.monotonic() - time.process_time()
+        self.deadline = self.start + limit - min(0.3, 0.1 * limit)  # time for printing
+        self._soft = self.deadline - min(0.5, 0.05 * limit) if math.isfinite(limit) else math.inf
+
+    def elapsed(self) -> float:
+        """Seconds since the process started."""
+        return time.monotonic() - self.start
+
+    def left(self) -> float | None:
+        """Seconds that the engine may use, so that it can end the search itself; None for no limit."""
+        return None if math.isinf(self._soft) else max(0.01, self._soft - time.monotonic())
+
+
+def solve(target: Target, options: Options, clock: Clock, debug: bool, progress: ProgressCallback) -> Answer:
+    """The worker's part: never raises, so that an error is text with its exit code and never a verdict."""
+    try:
+        from verifier import api
+
+        left = clock.left()
+        inner = replace(options, progress=False, timeout=left)
+        result = api.verify(target.model, target.spec, timeout=left, options=inner, progress=progress)
+    except Exception as error:
+        if is_out_of_memory(error):
+            return render(Result(Status.UNKNOWN, reason=Reason.MEMORY), target, clock.elapsed())
+        text, code = explain(error, debug)
+        return Answer(stderr=text, code=code)
+    return render(result, target, clock.elapsed())
+
+
+def render(result: Result, target: Target, seconds: float) -> Answer:
+    assignment = result.counterexample.assignment if result.counterexample else ""
+    if assignment and not assignment.endswith("\n"):
+        assignment += "\n"
+    verdict = result.status.printed(target.vnnlib_version)
+    bound = "none" if result.bound is None else f"{result.bound:.6g}"
+    summary = f"{verdict} after {seconds:.2f} s, {result.stats.domains} domains, best proved bound {bound}"
+    return Answer(
+        stdout=f"{verdict}\n{assignment}",
+        stderr=f"{summary}\n{result.explanation}",
+        json=result.to_json(indent=2) + "\n",
+        witness=assignment,
+    )
