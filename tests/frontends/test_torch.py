@@ -116,6 +116,7 @@ ZOO = {
     "shuffle": (lambda: nn.PixelShuffle(2), [(4, 2, 2)]),
     "flip, roll": (lambda: Lambda(lambda w, x: x.flip(1).roll(1, 1) * w), [(4,)]),
     "sums": (lambda: Lambda(lambda w, x: x.sum(1) + x.mean(-1, keepdim=True)[:, 0] + w * x.sum()), [(3, 3)]),
+    "scalar": (lambda: Lambda(lambda w, x: (x * w).sum()), [(3,)]),
     "scalars": (lambda: Lambda(lambda w, x: 3 - (2 * x / 7 - 1) / w + torch.rsub(x, 1, alpha=2)), [(3,)]),
     "alpha": (lambda: Lambda(lambda w, x: torch.add(x, w, alpha=3) - torch.sub(w, x, alpha=0.1)), [(3,)]),
     "constants": (lambda: Lambda(lambda w, x: x + torch.arange(3) + torch.full((3,), 0.1) + w.sum()), [(3,)]),

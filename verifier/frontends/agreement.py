@@ -44,12 +44,16 @@ def disagreements(
         if not value.numel():
             result.append(0.0)
             continue
-        distance = (other.to(value) - value).abs().flatten(1).amax(1)
         variants = [floats[i].double(), *[m[i] for m in moved]]
-        noise = torch.stack([(v - value).abs().flatten(1).amax(1) for v in variants])
-        tolerance = SLACK * noise.amax(0) + FLOOR * value.abs().flatten(1).amax(1) + 1e-30
+        noise = torch.stack([_largest(v - value) for v in variants]).amax(0)
+        distance, size = _largest(other.to(value) - value), _largest(value)
+        tolerance = SLACK * noise + FLOOR * size + 1e-30
         # Where our own value overflows, nothing can be compared.
-        comparable = value.flatten(1).isfinite().all(1)
-        ratio = torch.where(comparable, distance / tolerance, torch.zeros_like(distance))
+        ratio = torch.where(size.isfinite(), distance / tolerance, torch.zeros_like(distance))
         result.append(float(ratio.nan_to_num(nan=torch.inf).amax()))
     return result
+
+
+def _largest(difference: Tensor) -> Tensor:
+    """[N, *shape] to [N]."""
+    return difference.abs().reshape(len(difference), -1).amax(1)

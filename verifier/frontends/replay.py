@@ -10,16 +10,12 @@ import numpy as np
 import torch
 
 from verifier.errors import ModelError
+from verifier.frontends.agreement import disagreements
 from verifier.frontends.onnx import OnnxModel, intermediate
 from verifier.graph import Graph
 
 if TYPE_CHECKING:
     import onnxruntime
-
-_SLACK = 32.0
-"""How many times the difference between float32 and float64 two float32 evaluations may differ."""
-_FLOOR = 1e-5
-"""And relative to the largest value of a tensor, what is never worth a complaint."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -70,9 +66,7 @@ def _run(
 def check(model: OnnxModel, samples: int = 4, seed: int = 0) -> None:
     """Compare the graph with onnxruntime on random points.
 
-    Both are held against a float64 evaluation; the tolerance is a multiple of what float32 and a perturbation of
-    the inputs in their last digits change, so a point near a discontinuity does not count. Raises ModelError that
-    names the first differing node.
+    The tolerance is that of `disagreements`. Raises ModelError that names the first differing node.
     """
     points = _points(model, samples, seed)
     for name, worst in _differences(model, model.graph, points, model.outputs, run(model, points)):
@@ -95,36 +89,10 @@ def _differences(
     model: OnnxModel, graph: Graph, points: list[np.ndarray], names: Sequence[str], theirs: list[np.ndarray]
 ) -> list[tuple[str, float]]:
     """For each output of `graph` its largest distance to `theirs` in units of the tolerance, over all points."""
-    exact = [torch.from_numpy(p).double() for p in points]
-    ours = graph.evaluate(exact)
-    floats = graph.to(torch.float32).evaluate([x.float() for x in exact])
     eps = float(max(np.finfo(d).eps for d in model.input_dtypes))
-    generator = torch.Generator().manual_seed(1)
-    signs = [torch.randint(0, 2, x.shape, generator=generator).double() * 2 - 1 for x in exact]
-    moved = [
-        graph.evaluate(
-            [x + s * step * eps * x.abs().clamp(min=0.1) for x, s in zip(exact, signs, strict=True)]
-        )
-        for step in (1.0, -1.0, 4.0)
-    ]
-    result = []
-    for i, (name, value, other) in enumerate(zip(names, ours, theirs, strict=True)):
-        if tuple(value.shape[1:]) != other.shape[1:]:
-            result.append((name, float("inf")))
-        elif value.numel():
-            distance = _largest(torch.from_numpy(other.astype(np.float64)) - value)
-            variants = [floats[i].double(), *[m[i] for m in moved]]
-            noise = torch.stack([_largest(v - value) for v in variants]).amax(0)
-            tolerance = _SLACK * noise + _FLOOR * _largest(value) + 1e-30
-            # Where our own value overflows, nothing can be compared.
-            ratio = torch.where(_largest(value).isfinite(), distance / tolerance, torch.zeros_like(distance))
-            result.append((name, float(ratio.nan_to_num(nan=torch.inf).amax())))
-    return result
-
-
-def _largest(difference: torch.Tensor) -> torch.Tensor:
-    """[N, *shape] to [N]."""
-    return difference.abs().reshape(len(difference), -1).amax(1)
+    exact = [torch.from_numpy(p).double() for p in points]
+    values = [torch.from_numpy(t.astype(np.float64)) for t in theirs]
+    return list(zip(names, disagreements(graph, exact, values, eps), strict=True))
 
 
 def _explain(model: OnnxModel, points: list[np.ndarray], output: str) -> str:
