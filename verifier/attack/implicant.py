@@ -102,7 +102,9 @@ class Inputs:
 
     def _gaps(self, table: RowTable, rows: slice, vector: NDArray[np.float64]) -> NDArray[np.float64]:
         relation, right = table.relation[rows], table.right[rows]
-        values = np.where(right < 0, self._numerals(table)[~np.minimum(right, -1)], vector[np.maximum(right, 0)])
+        values = np.where(
+            right < 0, self._numerals(table)[~np.minimum(right, -1)], vector[np.maximum(right, 0)]
+        )
         with np.errstate(invalid="ignore"):
             gap = vector[table.left[rows]] - values
         gap = np.where(np.isin(relation, (Relation.GE, Relation.GT)), -gap, gap)
@@ -137,7 +139,10 @@ class Inputs:
         left, right, relation = (
             np.concatenate(column) for column in zip(*pairs, (nothing, nothing, nothing), strict=True)
         )
-        up, down = np.isin(relation, (Relation.LE, Relation.LT)), np.isin(relation, (Relation.GE, Relation.GT))
+        up, down = (
+            np.isin(relation, (Relation.LE, Relation.LT)),
+            np.isin(relation, (Relation.GE, Relation.GT)),
+        )
         return InputPart(
             bounds=tuple(bounds),
             small=np.concatenate([left[up], right[down]]),
@@ -147,9 +152,7 @@ class Inputs:
             atoms=tuple(atoms),
         )
 
-    def _bounds(
-        self, table: RowTable, left: NDArray, right: NDArray, relation: NDArray
-    ) -> Iterator[Bounds]:
+    def _bounds(self, table: RowTable, left: NDArray, right: NDArray, relation: NDArray) -> Iterator[Bounds]:
         near = self._numerals(table)
         for upper, relations in ((False, _LOWER), (True, _UPPER)):
             rows = (right < 0) & np.isin(relation, relations)

@@ -125,7 +125,8 @@ class Objective:
     def memory(self) -> int:
         """Roughly the bytes that one point's margins and their gradient need."""
         size = torch.finfo(self.lower.dtype).bits // 8
-        values = sum(node.numel for node, used in zip(self.graph.nodes, self.graph.variable, strict=True) if used)
+        nodes = zip(self.graph.nodes, self.graph.variable, strict=True)
+        values = sum(node.numel for node, used in nodes if used)
         return 2 * size * values + 32 * int(self.index[0].numel() if len(self.index) else 0) + 1
 
 

@@ -67,7 +67,9 @@ class Settler:
 
     def _close_gaps(self) -> None:
         """Where no grid value lies inside an interval, both ends become the nearest one."""
-        exact: dict[int, tuple[list[Fraction], list[Fraction], bool]] = {int(i): ([], [], False) for i in self.gaps}
+        exact: dict[int, tuple[list[Fraction], list[Fraction], bool]] = {
+            int(i): ([], [], False) for i in self.gaps
+        }
         for bounds in self.part.bounds:
             owner = self.labels[bounds.index]
             for row in np.flatnonzero(np.isin(owner, self.gaps)):
@@ -92,12 +94,15 @@ class Settler:
 
     def _project(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Move to the half-spaces of the linear atoms in turn, a little beyond, within the box."""
-        linear = [(a, *_row(a)) for a in self.part.atoms if a.expr.degree == 1 and a.relation is not Relation.NE]
+        linear = [
+            (a, *_row(a)) for a in self.part.atoms if a.expr.degree == 1 and a.relation is not Relation.NE
+        ]
         for _ in range(_SWEEPS if linear else 0):
             moved = False
             for atom, index, weights, offset in linear:
                 gap = float(weights @ x[index]) + offset
-                slack = 4 * float(np.finfo(self.grid).eps) * (float(np.abs(weights * x[index]).sum()) + abs(offset))
+                size = float(np.abs(weights * x[index]).sum()) + abs(offset)
+                slack = 4 * float(np.finfo(self.grid).eps) * size
                 if atom.relation is Relation.EQ:
                     slack = 0.0
                 elif gap <= -slack / 2:

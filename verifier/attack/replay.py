@@ -15,6 +15,7 @@ from verifier.frontends.onnx import OnnxModel
 from verifier.results import Counterexample
 from verifier.specs.evaluator import satisfies
 from verifier.specs.query import Kind, Query, Variable
+from verifier.specs.witness import write_witness
 
 TOLERANCE = 1e-4
 """How far outside its interval an input may lie when no float lies inside."""
@@ -120,7 +121,7 @@ class Judge:
     def _counterexample(self, values: Mapping[str, NDArray], tolerance: float) -> Counterexample:
         inputs = {v.name: values[v.name] for v in self.query.of_kind(Kind.INPUT)}
         outputs = {v.name: values[v.name] for v in self.query.of_kind(Kind.OUTPUT)}
-        return Counterexample(inputs, outputs, tolerance)
+        return Counterexample(inputs, outputs, tolerance, write_witness(self.query, values))
 
 
 def _run(network: OnnxModel | Runnable, arrays: list[NDArray]) -> list[NDArray]:

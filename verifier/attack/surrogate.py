@@ -41,7 +41,9 @@ class StraightThrough(Op):
     def tensors(self) -> Iterator[Tensor]:
         return self.of.tensors()
 
-    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> StraightThrough:
+    def to(
+        self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> StraightThrough:
         return replace(self, of=self.of.to(dtype, device))
 
     def output_shape(self, *shapes: Shape) -> Shape:
