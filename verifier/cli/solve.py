@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,8 +29,8 @@ class Clock:
     """The time limit of the process, counted from its start as well as that can be known."""
 
     def __init__(self, limit: float) -> None:
-        self.start = time.monotonic() - time.process_time()
-        self.deadline = self.start + limit - min(0.3, 0.1 * limit)  # time for printing
+        self.start = time.monotonic() - _age()
+        self.deadline = self.start + limit - min(0.3, 0.15 * limit)  # time for printing
         self._soft = self.deadline - min(0.5, 0.05 * limit) if math.isfinite(limit) else math.inf
 
     def elapsed(self) -> float:
@@ -39,6 +40,17 @@ class Clock:
     def left(self) -> float | None:
         """Seconds that the engine may use, so that it can end the search itself; None for no limit."""
         return None if math.isinf(self._soft) else max(0.01, self._soft - time.monotonic())
+
+
+def _age() -> float:
+    """Seconds since this process was started; 0 when that is long ago, because then the command was called from
+    within a running program."""
+    try:
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError, IndexError, ValueError):
+        age = time.process_time()  # where there is no /proc: less than the truth, by the time spent waiting
+    return age if 0 <= age < 60 else 0.0
 
 
 def solve(target: Target, options: Options, clock: Clock, debug: bool, progress: ProgressCallback) -> Answer:
