@@ -89,6 +89,40 @@ def test_run_replays_points_one_by_one() -> None:
     assert session(model) is session(model)
 
 
+def test_kept_values_survive_the_fusions() -> None:
+    model = load(MLP, keep=("matmul", "e", "y"))
+    x = torch.tensor([[[[[1.0, 3.0, 2.0]]]]], dtype=torch.float64)
+    positions = [model.kept[name] for name in ("matmul", "e", "y")]
+    product, hidden, out = model.graph.evaluate([x], keep=positions)
+    expected = (x.flatten() - torch.tensor([1.0, 2, 3])) @ torch.from_numpy(W).double()
+    torch.testing.assert_close(product.flatten(), expected)
+    torch.testing.assert_close(hidden.flatten(), (expected + torch.tensor([1.0, 2, 3, 4])).clamp(min=0))
+    assert model.graph.outputs == (positions[2],) and out.shape == (1, 1, 3)
+    check(model)
+    with pytest.raises(ModelError, match=r"The node 'matmal' of the model .* does not exist. Names like it: matmul"):
+        load(MLP, keep=["matmal"])
+    with pytest.raises(ModelError, match=r"The node 'w' of the model .* is constant"):
+        load(MLP, keep=["w"])
+
+
+def test_double_precision() -> None:
+    """A double model runs in double everywhere; casts between the two precisions change nothing."""
+    nodes = [
+        helper.make_node("Cast", ["x"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["f"], ["d"], to=TensorProto.DOUBLE),
+        helper.make_node("MatMul", ["d", "w"], ["y"]),
+    ]
+    info = helper.make_tensor_value_info("x", TensorProto.DOUBLE, (1, 3))
+    out = helper.make_tensor_value_info("y", TensorProto.DOUBLE, None)
+    weight = numpy_helper.from_array(W.astype(np.float64), "w")
+    graph = helper.make_graph(nodes, "g", [info], [out], initializer=[weight])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = load(proto.SerializeToString())
+    assert model.input_dtypes == (np.dtype(np.float64),) == model.output_dtypes
+    assert kinds(model.graph) == "Input Linear"
+    check(model)
+
+
 def test_several_inputs_and_outputs() -> None:
     nodes = [helper.make_node("Add", ["a", "b"], ["s"]), helper.make_node("Relu", ["s"], ["r"])]
     model = load(build(nodes, {"a": (1, 2), "b": (1, 2)}, outputs=("r", "s")))

@@ -70,7 +70,10 @@ def _classes(rows: Tensor, weight: Tensor, shift: Tensor | None) -> Shared | Non
     # Equal or opposite rows have hashes of one size, hence are neighbours when sorted by it (or are missed).
     generator = torch.Generator().manual_seed(0)
     vector = torch.rand(rows.shape[1], generator=generator, dtype=torch.float64).to(rows)
-    value = (rows * vector).sum(1)
+    value = rows @ vector
+    size = value.abs().sort().values
+    if not bool((size[1:] - size[:-1] <= 1e-9 * size[1:]).any()):
+        return None
     sign = torch.where(value < 0, -1.0, 1.0).to(rows)
     order = value.abs().argsort(stable=True)
     sorted_rows = (rows * sign.unsqueeze(1))[order]
@@ -114,7 +117,9 @@ def _rewrite(graph: Graph, found: dict[int, Shared]) -> Graph:
         elif i in found:
             hidden = graph.nodes[node.inputs[0]]
             first = graph.nodes[hidden.inputs[0]]
-            values[i] = _build(builder, found[i], values[first.inputs[0]], (first.name, hidden.name, node.name))
+            values[i] = _build(
+                builder, found[i], values[first.inputs[0]], (first.name, hidden.name, node.name)
+            )
         else:
             values[i] = builder.add(node.op, *[values[j] for j in node.inputs], name=node.name)
     return builder.graph(*[values[i] for i in graph.outputs])
