@@ -14,7 +14,8 @@ from verifier.errors import ModelError
 from verifier.frontends.onnx import OnnxModel
 from verifier.results import Counterexample
 from verifier.specs.evaluator import satisfies
-from verifier.specs.query import Kind, Query, Variable
+from verifier.specs.matching import match
+from verifier.specs.query import Kind, Query
 from verifier.specs.witness import write_witness
 
 TOLERANCE = 1e-4
@@ -101,7 +102,7 @@ class Judge:
         values: dict[str, NDArray] = {}
         for name, network in self.networks.items():
             variables = [v for v in self.query.of_kind(Kind.INPUT) if v.network == name]
-            order = _match(variables, network.inputs, "input", name)
+            order = match(variables, network.inputs, "input", name)
             arrays = []
             for variable, shape, dtype in zip(order, network.input_shapes, network.input_dtypes, strict=True):
                 part = vector[variable.offset : variable.offset + variable.size]
@@ -109,7 +110,7 @@ class Judge:
                 arrays.append(values[variable.name][None])
             outputs = _run(network, arrays)
             variables = [v for v in self.query.of_kind(Kind.OUTPUT) if v.network == name]
-            order = _match(variables, network.outputs[: len(variables)], "output", name)
+            order = match(variables, network.outputs[: len(variables)], "output", name)
             for variable, array in zip(order, outputs, strict=False):
                 values[variable.name] = array[0]
         return values
@@ -137,13 +138,3 @@ def _resolve(name: str, equal_to: str | None, networks: Networks) -> OnnxModel |
     if network is None:
         raise ModelError(f"No network was given for {name!r}, so no counterexample could be replayed.")
     return network
-
-
-def _match(variables: list[Variable], names: Sequence[str], what: str, network: str) -> list[Variable]:
-    """The variables in the order of the network's `names`: by ONNX name where all give one, else as declared."""
-    if len(variables) != len(names):
-        raise ModelError(
-            f"The query declares {len(variables)} {what} variables for {network!r}, which has {len(names)}."
-        )
-    by_name = {v.onnx_name: v for v in variables}
-    return [by_name[n] for n in names] if set(names) == set(by_name) else variables

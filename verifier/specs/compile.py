@@ -1,0 +1,215 @@
+"""From a query and its networks to one graph: all inputs in one vector, one margin per atom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verifier.errors import ModelError, UnsupportedError
+from verifier.graph import Builder, Graph, Value
+from verifier.graph.op import Shape
+from verifier.ops.extremum import maximum, minimum, tree
+from verifier.ops.linear import Linear
+from verifier.ops.movement import reshape, take
+from verifier.ops.select import concat
+from verifier.specs.errors import SpecError
+from verifier.specs.formula import And, Or
+from verifier.specs.matching import match
+from verifier.specs.normalise import normalise
+from verifier.specs.problem import Problem, Tree, count_disjuncts, disjuncts
+from verifier.specs.query import Kind, Query, Variable
+from verifier.transforms.fold import fold
+
+MAX_EXPANDED = 4096
+"""A formula with more disjuncts than this, and than it has leaves, becomes a graph of minima and maxima."""
+
+
+class Network(Protocol):
+    """What is needed of a loaded model."""
+
+    @property
+    def graph(self) -> Graph: ...
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """`graph` maps x [n_in] (all input elements, as declared) to margins [K]; atom k of the formula holds at x
+    iff margin k is <= 0 (< 0 where `strict[k]`).
+
+    Case n is the box `lower[n]`, `upper[n]` (float64 [N, n_in], rounded outward) and `clauses[n]` of int64
+    [N, D, C]: a disjunction over D of conjunctions over C of atoms. -1 is padding: within a conjunction it holds
+    always, a conjunction of nothing else is absent. `empty_reason` says why, where there is no case at all.
+    """
+
+    graph: Graph
+    lower: Tensor
+    upper: Tensor
+    clauses: Tensor
+    strict: Tensor
+    empty_reason: str | None = None
+
+
+def compile_query(query: Query, networks: Mapping[str, Network]) -> Compiled:
+    """Compile `query` over `networks`, one for each declared name (an `equal_to` network may be left out).
+
+    Raises SpecError and ModelError where query and networks do not fit, UnsupportedError for arithmetic that the
+    engine does not treat.
+    """
+    problem = normalise(query)
+    if problem.nonlinear:
+        raise UnsupportedError(
+            [("the property", "product of variables", 0, "polynomial arithmetic is not treated yet")]
+        )
+    if query.of_kind(Kind.HIDDEN):
+        raise UnsupportedError([("the property", "declare-hidden", 0, "hidden values are not treated yet")])
+    builder = Builder()
+    x = builder.input("x", (problem.inputs,))
+    outputs = [_attach(builder, x, query, name, networks) for name in _names(query)]
+    values, first = _join(builder, x, [o for found in outputs for o in found], problem)
+    margins, atoms = _Margins(builder, values, first, problem).build()
+    return Compiled(
+        graph=fold(builder.graph(margins)),
+        lower=torch.from_numpy(problem.lower),
+        upper=torch.from_numpy(problem.upper),
+        clauses=atoms.clauses,
+        strict=atoms.strict,
+        empty_reason=problem.empty_reason,
+    )
+
+
+def _names(query: Query) -> list[str]:
+    return [network.name for network in query.networks]
+
+
+def _attach(
+    builder: Builder, x: Value, query: Query, name: str, networks: Mapping[str, Network]
+) -> list[tuple[Variable, Value]]:
+    """The network's graph on its part of x; its declared outputs with their values."""
+    declaration = next(n for n in query.networks if n.name == name)
+    network = networks.get(name) or networks.get(declaration.equal_to or "")
+    if network is None:
+        raise ModelError(f"The query declares the network {name!r}; name its file with --network {name}=FILE.")
+    mine = [v for v in query.of_kind(Kind.INPUT) if v.network == name]
+    graph, feed = network.graph, {}
+    for variable, position in zip(match(mine, network.inputs, "input", name), graph.inputs, strict=True):
+        _check_size(variable, graph.nodes[position].shape, "input")
+        start = _place(query, variable, Kind.INPUT)
+        part = take(builder, x, lambda t, a=start, n=variable.size: t[a : a + n])
+        feed[position] = reshape(builder, part, graph.nodes[position].shape)
+    results = builder.include(graph, feed)
+    declared = [v for v in query.of_kind(Kind.OUTPUT) if v.network == name]
+    order = match(declared, network.outputs[: len(declared)], "output", name)
+    found = []
+    for variable, value in zip(order, results, strict=False):
+        _check_size(variable, builder.shape(value), "output")
+        found.append((variable, reshape(builder, value, (variable.size,))))
+    return found
+
+
+def _place(query: Query, variable: Variable, kind: Kind) -> int:
+    """Where a variable starts among those of its kind."""
+    return sum(v.size for v in query.of_kind(kind) if v.offset < variable.offset)
+
+
+def _check_size(variable: Variable, shape: Shape, what: str) -> None:
+    if math.prod(shape) != variable.size:
+        raise SpecError(
+            f"the query declares {variable.size} elements for {variable.name}, but the network's {what} has shape "
+            f"{shape}, which is {math.prod(shape)} elements",
+            hint="check that property and network belong together",
+        )
+
+
+def _join(
+    builder: Builder, x: Value, outputs: list[tuple[Variable, Value]], problem: Problem
+) -> tuple[Value, int]:
+    """The vector v of the problem's columns (inputs, then outputs in declaration order), from the returned column
+    on: inputs that no atom mentions are left out."""
+    ordered = [value for _, value in sorted(outputs, key=lambda pair: pair[0].offset)]
+    if ordered and not (problem.cols < problem.inputs).any():
+        return concat(builder, ordered, 0), problem.inputs
+    return concat(builder, [x, *ordered], 0), 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Atoms:
+    clauses: Tensor
+    strict: Tensor
+
+
+class _Margins:
+    """Builds the margins' node and the table of clauses."""
+
+    def __init__(self, builder: Builder, values: Value, first: int, problem: Problem) -> None:
+        self.builder, self.values, self.first, self.problem = builder, values, first, problem
+        self.extra: list[Value] = []
+        self.always = False
+
+    def build(self) -> tuple[Value, _Atoms]:
+        p = self.problem
+        trees = [self._conjunctions(t) for t in p.formulas]
+        depth = max((len(t) for t in trees), default=1)
+        width = max((len(c) for t in trees for c in t), default=1)
+        table = np.full((len(trees), max(depth, 1), max(width, 1)), -1, dtype=np.int64)
+        for n, conjunctions in enumerate(trees):
+            lengths = np.array([len(c) for c in conjunctions])
+            rows = np.repeat(np.arange(len(conjunctions)), lengths)
+            columns = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            table[n, rows, columns] = [atom for c in conjunctions for atom in c]
+        clauses = torch.from_numpy(table[p.formula_index] if len(p.formula_index) else table[:0])
+        strict = np.concatenate([p.strict, np.zeros(len(self.extra) + 1, dtype=bool)])
+        linear = self._linear()
+        margins = concat(self.builder, [linear, *self.extra], 0) if self.extra else linear
+        return margins, _Atoms(self._numbered(clauses), torch.from_numpy(strict[: self.builder.shape(margins)[0]]))
+
+    def _linear(self) -> Value:
+        """The linear atoms, and one that always holds (margin -1) at the end when it is needed."""
+        p, rows = self.problem, self.problem.atoms + 1
+        used, columns = np.unique(p.cols, return_inverse=True)
+        matrix = torch.zeros(rows, max(len(used), 1), dtype=torch.float64)
+        np.add.at(matrix.numpy(), (p.rows, columns), p.values)
+        bias = torch.cat([torch.from_numpy(p.constants), torch.tensor([-1.0], dtype=torch.float64)])
+        if not self.always and p.atoms:
+            matrix, bias = matrix[:-1], bias[:-1]
+        index = torch.from_numpy(used - self.first) if len(used) else torch.zeros(1, dtype=torch.int64)
+        return self.builder.add(Linear(matrix, bias), take(self.builder, self.values, lambda t: t[index]))
+
+    def _numbered(self, clauses: Tensor) -> Tensor:
+        """Atoms of minima and maxima come after the linear ones."""
+        shift = self.problem.atoms + (1 if self.always or not self.problem.atoms else 0)
+        return torch.where(clauses < -1, shift - 2 - clauses, clauses)
+
+    def _conjunctions(self, formula: Tree) -> list[list[int]]:
+        """Disjunctive normal form; what would grow too large becomes a single margin, numbered -2, -3, ..."""
+        if count_disjuncts(formula) <= max(MAX_EXPANDED, _leaves(formula)):
+            found = disjuncts(formula)
+            if any(not c for c in found):
+                self.always = True
+                return [[self.problem.atoms]]
+            return found
+        self.extra.append(reshape(self.builder, self._margin(formula), (1,)))
+        return [[-1 - len(self.extra)]]
+
+    def _margin(self, formula: Tree) -> Value:
+        if isinstance(formula, And | Or):
+            join = maximum if isinstance(formula, And) else minimum
+            return tree(self.builder, [self._margin(child) for child in formula.children], join)
+        p, mine = self.problem, self.problem.rows == formula
+        index = torch.from_numpy(p.cols[mine] - self.first)
+        row = torch.from_numpy(p.values[mine]).unsqueeze(0)
+        bias = torch.tensor([p.constants[formula]], dtype=torch.float64)
+        return self.builder.add(Linear(row, bias), take(self.builder, self.values, lambda t: t[index]))
+
+
+def _leaves(formula: Tree) -> int:
+    return sum(map(_leaves, formula.children)) if isinstance(formula, And | Or) else 1
