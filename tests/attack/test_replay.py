@@ -211,7 +211,7 @@ def test_two_networks_on_one_input(onnx_mlp, compile_query):
     last = random.standard_normal((2, 8))
     models = {
         "f": onnx_mlp(first, (last, np.zeros(2))),
-        "g": onnx_mlp(first, (last * 0.8, np.array([-0.3, 1.0]))),
+        "g": onnx_mlp(first, (last * 0.8, np.array([-0.4, 1.0]))),
     }
     outcome = falsify(compile_query(query, *models.values()), query, models, rounds=5)
     values = check(query, outcome.counterexample)
