@@ -263,14 +263,16 @@ def test_bounds(run, engine, files, tmp_path):
     def compute_bounds(model: Path, inputs: Any, method: str, nodes: tuple[str, ...]) -> Any:
         import torch
 
+        from verifier.graph import Interval
+
         seen.inputs, seen.method, seen.nodes = inputs, method, nodes
-        output = SimpleNamespace(lower=torch.tensor([[-1.0, 0.25]]), upper=torch.tensor([[1.0, 0.5]]))
+        output = Interval(torch.tensor([[-1.0, 0.25]]), torch.tensor([[1.0, 0.5]]))
 
         class Found(SimpleNamespace):
             def __getitem__(self, name: str) -> Any:
-                return SimpleNamespace(lower=torch.zeros(1, 30), upper=torch.arange(30.0)[None])
+                return Interval(torch.zeros(1, 30), torch.arange(30.0)[None])
 
-        return Found(lower=output.lower, upper=output.upper)
+        return Found(outputs=(output,))
 
     engine.compute_bounds = compute_bounds
     np.save(tmp_path / "x.npy", np.zeros((1, 3), np.float32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -44,8 +44,9 @@ def command(
 
     inputs = spec if center is None else _set_around(center, eps or 0.0, norm)
     found = api.compute_bounds(model, inputs, method=method, nodes=nodes)
-    ranges: dict[str, Any] = {"output": (found.lower, found.upper)}
-    ranges |= {name: (found[name].lower, found[name].upper) for name in nodes}
+    several = len(found.outputs) > 1
+    ranges = {f"output {i}" if several else "output": ends for i, ends in enumerate(found.outputs)}
+    ranges |= {name: found[name] for name in nodes}
     arrays = {
         name: (low.detach().cpu().numpy(), high.detach().cpu().numpy())
         for name, (low, high) in ranges.items()
