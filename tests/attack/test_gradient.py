@@ -240,3 +240,31 @@ def test_no_cases(compiled):
     none = type(hand)(hand.graph, hand.lower[:0], hand.upper[:0], hand.clauses[:0], hand.strict)
     found = search(none, 1.0)
     assert not found.hit and found.best == float("inf")
+
+
+@dataclass(frozen=True, eq=False)
+class Probabilities(Flat):
+    """The softmax of two logits."""
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0].softmax(-1)
+
+
+def test_saturated_output_is_searched_in_float64(compiled):
+    """Behind a softmax of far apart logits float32 has no gradient left; float64 still has."""
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randn(500, 400, generator=generator, dtype=torch.float64) / 20
+    second = torch.randn(2, 500, generator=generator, dtype=torch.float64) / 20
+    center = torch.randn(400, generator=generator, dtype=torch.float64)
+    logits = second @ (first @ center).clamp(min=0)
+    shift = torch.tensor([150.0, 0.0], dtype=torch.float64) - 500 * (logits - logits[1])
+    shift[1] = 0.0
+    builder = Builder()
+    hidden = builder.add(Relu(), builder.add(Linear(first), builder.input("x", (400,))))
+    output = builder.add(Probabilities(), builder.add(Linear(500 * second, shift - 500 * logits[1]), hidden))
+    margin = builder.add(Linear(torch.tensor([[1.0, -1.0]], dtype=torch.float64)), output)
+    hand = compiled(builder.graph(margin), center[None] - 0.03, center[None] + 0.03, [[[0]]])
+    run = Search(hand, AttackOptions())
+    assert run.lower.dtype == torch.float32
+    assert any(found.hit for found in itertools.islice(run.rounds(), 4))
+    assert run.lower.dtype == torch.float64

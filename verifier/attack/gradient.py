@@ -136,17 +136,30 @@ class Search:
         self.deadline = deadline
         self.callback = callback
         self.begin = time.monotonic()
-        self.objective = _objective(compiled, groups)
-        self.lower, self.width = self.objective.lower, self.objective.upper - self.objective.lower
         self.limits = (compiled.lower, compiled.upper)
         self.random = torch.Generator().manual_seed(options.seed)
-        cost, memory = self.objective.cost(), self.objective.memory()
-        self.batch = max(1, min(int(_STEP_WORK / (3 * cost)), int(options.memory_mb * 1e6 / memory), 4096))
+        self._exact = Objective.of(compiled, groups, torch.float64)
+        self._use(self._exact if _needs_double(self._exact) else self._exact.to(torch.float32))
         self.best = math.inf
         self.best_unit = torch.full_like(self.lower, 0.5)  # per case
         self.best_score = self.lower.new_full((len(self.lower),), torch.inf)
         none = torch.zeros(0, dtype=torch.int64, device=self.lower.device)
         self.elite = _Elite(self.lower[:0], none, self.lower.new_zeros(0))
+
+    def _use(self, objective: Objective) -> None:
+        """Search on `objective` from now on."""
+        self.objective = objective
+        self.lower, self.width = objective.lower, objective.upper - objective.lower
+        fit = int(self.options.memory_mb * 1e6 / objective.memory())
+        self.batch = max(1, min(int(_STEP_WORK / (3 * objective.cost())), fit, 4096))
+        self.dead = self.alive = 0  # gradients that were zero, and others
+
+    def _refine(self) -> None:
+        """Go on in float64 where most gradients have underflowed, as behind a saturated softmax."""
+        if self.lower.dtype == torch.float32 and self.dead > self.alive:
+            self._use(self._exact.scaled(self.objective.scale.double()))
+            self.best_unit, self.best_score = self.best_unit.double(), self.best_score.double()
+            self.elite = _Elite(self.elite.unit.double(), self.elite.cases, self.elite.scores.double())
 
     @property
     def late(self) -> bool:
@@ -169,6 +182,7 @@ class Search:
         for k in range(1 << 30):
             if self.late:
                 return
+            self._refine()
             loss = Loss.HINGE if k % 2 == 0 else Loss.WORST
             steps = self.options.steps * (1 + min(k, 4) // 2)
             yield self.descend(self._random_starts(restarts), steps, loss)
@@ -342,9 +356,13 @@ class Search:
         return torch.where(start.disjuncts < 0, nearest, start.disjuncts), scores
 
     def _lively(self, gradient: Tensor) -> Tensor:
-        """A random direction where the gradient vanishes: on a plateau any move is better than none."""
-        dead = (gradient == 0).all(1, keepdim=True)
-        if not bool(dead.any()):
+        """Scaled to a largest entry of one; a random direction where it vanishes, to get off a plateau."""
+        size = gradient.abs().amax(1, keepdim=True)
+        dead = size == 0
+        count = int(dead.sum())
+        self.dead, self.alive = self.dead + count, self.alive + len(dead) - count
+        gradient = gradient / torch.where(dead, 1.0, size)  # so that squares do not underflow
+        if not count:
             return gradient
         other = torch.randn(gradient.shape, generator=self.random, dtype=gradient.dtype)
         return torch.where(dead, other.to(gradient.device), gradient)
@@ -398,15 +416,11 @@ class Search:
         return Candidates(points[top], cases[top], scores[top], self.best)
 
 
-def _objective(compiled: Compiled, groups: Tensor | None) -> Objective:
-    """In float64 where that is cheap or the boxes need it, else in float32."""
-    objective = Objective.of(compiled, groups, torch.float64)
+def _needs_double(objective: Objective) -> bool:
+    """Whether to search in float64: where that is cheap, or where float32 is too coarse for a box."""
     size = torch.maximum(objective.lower.abs(), objective.upper.abs())
     width = objective.upper - objective.lower
-    thin = bool(((width > 0) & (width < _THIN * size)).any())
-    if thin or objective.cost() < _CHEAP:
-        return objective
-    return Objective.of(compiled, groups, torch.float32)
+    return objective.cost() < _CHEAP or bool(((width > 0) & (width < _THIN * size)).any())
 
 
 def _distinct_best(points: Tensor, scores: Tensor, limit: int) -> Tensor:

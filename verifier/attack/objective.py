@@ -89,6 +89,15 @@ class Objective:
     def scaled(self, scale: Tensor) -> Objective:
         return replace(self, scale=scale)
 
+    def to(self, dtype: torch.dtype) -> Objective:
+        return replace(
+            self,
+            graph=self.graph.to(dtype=dtype),
+            lower=self.lower.to(dtype),
+            upper=self.upper.to(dtype),
+            scale=self.scale.to(dtype),
+        )
+
     def margins(self, x: Tensor) -> Tensor:
         """[B, K] for free inputs [B, n_free]; a NaN counts as far from unsafe, a strict tie as just unmet."""
         margins = self.graph.evaluate([x[:, self.groups]])[0]
