@@ -176,3 +176,13 @@ def test_missing_bounds_are_listed(body: str, message: str | None) -> None:
 def test_coefficients_beyond_float64_are_refused(text: str) -> None:
     with pytest.raises(SpecError, match="beyond the range of float64"):
         problem(f"(assert {text})")
+
+
+def test_equality_and_inequality_of_sums() -> None:
+    p = problem("(assert (distinct (+ Y_0 Y_1) 1))(assert (= (- Y_0 (* 2 Y_1)) 3))")
+    other, *pair = p.formula(0).children  # type: ignore[union-attr]
+    assert isinstance(other, Or)
+    assert p.strict[list(other.children)].all()
+    assert len(pair) == 2 and not p.strict[pair].any()
+    assert p.constants[list(other.children)].tolist() == [-1.0, 1.0]
+    assert p.constants[pair].tolist() == [-3.0, 3.0]
