@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from verifier.api import compute_bounds as compute_bounds
     from verifier.api import inspect as inspect
+    from verifier.api import trace as trace
     from verifier.api import verify as verify
     from verifier.errors import ModelError as ModelError
     from verifier.errors import OptionsError as OptionsError
@@ -35,6 +36,7 @@ _HOME = {
     "verify": "verifier.api",
     "compute_bounds": "verifier.api",
     "inspect": "verifier.api",
+    "trace": "verifier.api",
     "Property": "verifier.specs.property",
     "robust": "verifier.specs.property",
     "X": "verifier.specs.property",

@@ -98,7 +98,9 @@ def _attach(
     declaration = next(n for n in query.networks if n.name == name)
     network = networks.get(name) or networks.get(declaration.equal_to or "")
     if network is None:
-        raise ModelError(f"The query declares the network {name!r}; name its file with --network {name}=FILE.")
+        raise ModelError(
+            f"The query declares the network {name!r}; name its file with --network {name}=FILE."
+        )
     mine = [v for v in query.of_kind(Kind.INPUT) if v.network == name]
     graph, feed = network.graph, {}
     for variable, position in zip(match(mine, network.inputs, "input", name), graph.inputs, strict=True):
@@ -170,7 +172,9 @@ class _Margins:
         strict = np.concatenate([p.strict, np.zeros(len(self.extra) + 1, dtype=bool)])
         linear = self._linear()
         margins = concat(self.builder, [linear, *self.extra], 0) if self.extra else linear
-        return margins, _Atoms(self._numbered(clauses), torch.from_numpy(strict[: self.builder.shape(margins)[0]]))
+        return margins, _Atoms(
+            self._numbered(clauses), torch.from_numpy(strict[: self.builder.shape(margins)[0]])
+        )
 
     def _linear(self) -> Value:
         """The linear atoms, and one that always holds (margin -1) at the end when it is needed."""

@@ -1,0 +1,116 @@
+"""Splitting input boxes: which coordinate, and the two halves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from verifier.bounds.interval import Bounds
+from verifier.branching.bounding import Bounded
+from verifier.branching.domains import Domains
+from verifier.graph import Affine, Elementwise, Graph, Interval
+from verifier.graph.op import Constant, Input
+
+
+def sensitivities(graph: Graph, bounds: Bounds, batch: int) -> Tensor:
+    """How strongly each margin may depend on each input inside each box: [B, n_in, K], not negative.
+
+    The largest absolute entry of an interval Jacobian, propagated forwards: derivatives of elementwise operators
+    lie between the slopes that their relaxations may have. It guides branching only, so rounding is left aside.
+    """
+    source = graph.inputs[0]
+    size = graph.nodes[source].numel
+    like = bounds[source].lower
+    eye = torch.eye(size, dtype=like.dtype, device=like.device).view(1, size, *graph.nodes[source].shape)
+    jacobian: dict[int, Interval] = {source: Interval(eye, eye)}
+    for i in sorted(graph.ancestors(graph.outputs[0])):
+        node = graph.nodes[i]
+        if isinstance(node.op, Input):
+            continue
+        if isinstance(node.op, Constant):
+            zero = like.new_zeros(1, 1, *node.shape)
+            jacobian[i] = Interval(zero, zero)
+        elif isinstance(node.op, Affine):
+            jacobian[i] = _affine(graph, i, [jacobian[j] for j in node.inputs])
+        elif isinstance(node.op, Elementwise):
+            boxes = [bounds[j].expand(batch) for j in node.inputs]
+            jacobian[i] = _elementwise(node.op, boxes, [jacobian[j] for j in node.inputs])
+        else:
+            raise TypeError(f"{type(node.op).__name__} is neither affine nor elementwise.")
+    last = jacobian[graph.outputs[0]].magnitude.flatten(2)
+    return last.expand(batch, size, -1)
+
+
+def _affine(graph: Graph, position: int, parts: list[Interval]) -> Interval:
+    """The linear part applied to each input's derivative: center by L, radius by |L|."""
+    node = graph.nodes[position]
+    shapes = [graph.nodes[j].shape for j in node.inputs]
+    lead = torch.broadcast_shapes(*[p.lower.shape[:2] for p in parts])
+    flat = [p.map(lambda t: t.expand(*lead, *t.shape[2:]).flatten(0, 1)) for p in parts]
+    center = node.op.forward(*[p.center for p in flat])
+    assert isinstance(node.op, Affine)
+    offset = node.op.offset(*shapes)
+    if offset is not None:
+        center = center - offset.to(center)
+    radius = node.op.absolute(*[p.radius for p in flat])
+    return Interval((center - radius).unflatten(0, lead), (center + radius).unflatten(0, lead))
+
+
+def _elementwise(op: Elementwise, boxes: list[Interval], parts: list[Interval]) -> Interval:
+    parameters = op.parameters(*boxes)
+    lines = op.relax({n: p.value for n, p in parameters.items()}, *boxes)
+    total: Interval | None = None
+    for k, part in enumerate(parts):
+        low = torch.minimum(lines.lower_slopes[k], lines.upper_slopes[k])
+        high = torch.maximum(lines.lower_slopes[k], lines.upper_slopes[k])
+        if len(parts) == 1:
+            for p in parameters.values():
+                low, high = torch.minimum(low, p.lower), torch.maximum(high, p.upper)
+        slope = Interval(low.unsqueeze(1), high.unsqueeze(1))
+        products = [a * b for a in slope for b in part]
+        term = Interval(_extreme(products, torch.minimum), _extreme(products, torch.maximum))
+        total = term if total is None else Interval(total.lower + term.lower, total.upper + term.upper)
+    if total is None:
+        raise TypeError(f"{type(op).__name__} has no arguments.")
+    return total
+
+
+def _extreme(tensors: list[Tensor], pick) -> Tensor:
+    best = tensors[0]
+    for t in tensors[1:]:
+        best = pick(best, t)
+    return best
+
+
+def scores(domains: Domains, bounded: Bounded, clauses: Tensor, jacobian: Tensor | None) -> Tensor:
+    """The estimated gain of halving each input coordinate: [M, n_in].
+
+    Per open atom the geometric mean of what the coordinate contributes to the bound's plane, |a_i| w_i, and the
+    most that it may contribute to the margin itself, max |dm / dx_i| w_i; summed over atoms. The first alone is
+    blind where the relaxation is loose, the second where it is tight.
+    """
+    width = (domains.upper - domains.lower).unsqueeze(1)
+    live = ~bounded.refuted.unsqueeze(2) & bounded.constants.isfinite()
+    slope = bounded.planes.abs() * live.unsqueeze(3)
+    if jacobian is not None:
+        table = clauses[domains.case].clamp(min=0).flatten(1)
+        picked = jacobian.gather(2, table.unsqueeze(1).expand(-1, jacobian.shape[1], -1))
+        reach = picked.transpose(1, 2).view(slope.shape).double() * live.unsqueeze(3)
+        slope = (slope * reach).sqrt() + 1e-6 * reach
+    return (torch.nan_to_num(slope, nan=0.0, posinf=1e30).flatten(1, 2) * width).sum(1)
+
+
+def halve(domains: Domains, score: Tensor) -> tuple[Domains, Tensor]:
+    """Both halves along the best coordinate of each box, and a mask [M] of boxes that have nothing to halve."""
+    middle = domains.lower + (domains.upper - domains.lower) / 2
+    splittable = (middle > domains.lower) & (middle < domains.upper)
+    score = torch.where(splittable, score + 1e-30, -1.0)
+    best = score.argmax(1, keepdim=True)
+    stuck = score.amax(1) < 0
+    kept = domains.index(~stuck)
+    best, middle = best[~stuck], middle[~stuck].gather(1, best[~stuck])
+    low = replace(kept, upper=kept.upper.scatter(1, best, middle))
+    high = replace(kept, lower=kept.lower.scatter(1, best, middle))
+    return Domains.cat([low, high]), stuck
