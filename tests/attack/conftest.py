@@ -1,4 +1,4 @@
-"""Small networks, and a plain way from a query to what an attack takes."""
+"""Small networks and queries."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from verifier.frontends.onnx import OnnxModel, load
-from verifier.graph import Builder, Graph
-from verifier.ops.linear import Linear
-from verifier.ops.movement import Concat, reshape
-from verifier.specs.normalise import normalise
+from verifier.graph import Graph
 from verifier.specs.query import Query
 
 
@@ -45,42 +42,6 @@ def compiled() -> Callable[..., Hand]:
                 table[n, d, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         low, high = (torch.as_tensor(x, dtype=torch.float64) for x in (lower, upper))
         return Hand(graph, low, high, table, torch.tensor(strict or [False] * atoms))
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def compile_query() -> Callable[..., Hand]:
-    """A query over one or more networks as a `Hand`: all inputs side by side, atoms as one linear layer."""
-
-    def make(query: Query, *models: OnnxModel) -> Hand:
-        problem = normalise(query)
-        builder = Builder()
-        x = builder.input("x", (problem.inputs,))
-        parts, start = [x], 0
-        for model in models:
-            size = int(np.prod(model.input_shapes[0]))
-            select = torch.zeros(size, problem.inputs, dtype=torch.float64)
-            select[torch.arange(size), torch.arange(start, start + size)] = 1.0
-            own = reshape(builder, builder.add(Linear(select), x), model.input_shapes[0])
-            (y,) = builder.include(model.graph, {model.graph.inputs[0]: own})
-            parts.append(reshape(builder, y, (int(np.prod(builder.shape(y))),)))
-            start += size
-        everything = builder.add(Concat(0), *parts)
-        weight = torch.zeros(problem.atoms, *builder.shape(everything), dtype=torch.float64)
-        weight[torch.from_numpy(problem.rows), torch.from_numpy(problem.cols)] = torch.from_numpy(
-            problem.values
-        )
-        margins = builder.add(Linear(weight, torch.from_numpy(problem.constants)), everything)
-        forms = [problem.dnf(i, 100_000) for i in range(problem.cases)]
-        depth = max(len(f) for f in forms if f is not None)
-        width = max((len(c) for f in forms if f is not None for c in f), default=1)
-        clauses = torch.full((problem.cases, depth, width), -1, dtype=torch.int64)
-        for i, form in enumerate(forms):
-            for j, ids in enumerate(form or []):
-                clauses[i, j, : len(ids)] = torch.tensor(ids)
-        box = torch.from_numpy(problem.lower), torch.from_numpy(problem.upper)
-        return Hand(builder.graph(margins), *box, clauses, torch.from_numpy(problem.strict))
 
     return make
 

@@ -11,6 +11,7 @@ import pytest
 from verifier.attack.falsify import falsify
 from verifier.errors import UnsupportedError
 from verifier.frontends.onnx import load
+from verifier.specs.compile import compile_query
 from verifier.specs.evaluator import satisfies
 from verifier.specs.load import load_query
 
@@ -39,7 +40,7 @@ SECONDS = 60.0
 @pytest.mark.parametrize(
     "benchmark", [*QUICK, *[pytest.param(name, marks=pytest.mark.full) for name in LONG]]
 )
-def test_known_counterexamples_are_found(benchmark, shared, compile_query):
+def test_known_counterexamples_are_found(benchmark, shared):
     folder = shared / "vnncomp-dev" / benchmark
     missed, unsupported, tried = [], [], 0
     for onnx, vnnlib, *_ in known(folder, "sat"):
@@ -51,7 +52,7 @@ def test_known_counterexamples_are_found(benchmark, shared, compile_query):
         tried += 1
         query = load_query(folder / f"{vnnlib}.gz")
         deadline = time.monotonic() + SECONDS
-        outcome = falsify(compile_query(query, model), query, {"f": model}, deadline)
+        outcome = falsify(compile_query(query, {"f": model}), query, {"f": model}, deadline)
         found = outcome.counterexample
         if found is None:
             missed.append((vnnlib, outcome.margin))
@@ -63,12 +64,12 @@ def test_known_counterexamples_are_found(benchmark, shared, compile_query):
 
 
 @pytest.mark.parametrize("benchmark", ["acasxu", "rl_benchmarks", "safenlp"])
-def test_nothing_is_found_where_nothing_is(benchmark, shared, compile_query):
+def test_nothing_is_found_where_nothing_is(benchmark, shared):
     """A second of attack on proved instances: no confirmed point."""
     folder = shared / "vnncomp-dev" / benchmark
     for onnx, vnnlib, *_ in known(folder, "unsat"):
         model, query = load(folder / f"{onnx}.gz"), load_query(folder / f"{vnnlib}.gz")
-        outcome = falsify(compile_query(query, model), query, {"f": model}, time.monotonic() + 0.5)
+        outcome = falsify(compile_query(query, {"f": model}), query, {"f": model}, time.monotonic() + 0.5)
         assert outcome.counterexample is None, vnnlib
         assert outcome.margin > -1e-6, vnnlib
 

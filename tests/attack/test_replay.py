@@ -15,6 +15,7 @@ from verifier.attack.replay import Judge, confirm
 from verifier.errors import ModelError
 from verifier.frontends.replay import run
 from verifier.results import Counterexample
+from verifier.specs.compile import compile_query
 from verifier.specs.evaluator import satisfies
 
 ONE = np.eye(1)
@@ -116,16 +117,16 @@ def test_boxes_in_a_disjunction(identity, spec):
         assert Fraction(low) <= x <= Fraction(high)
 
 
-def test_only_in_float64(onnx_mlp, compile_query, spec):
+def test_only_in_float64(onnx_mlp, spec):
     """x + 2^24 - 2^24 is x in exact arithmetic, and an even integer in float32."""
     model = onnx_mlp((np.array([[1.0]]), np.array([2.0**24])), (np.array([[1.0]]), np.array([-(2.0**24)])))
     query = spec(1, 1, "(>= X_0 0.25)", "(<= X_0 0.75)", "(>= Y_0 0.25)", "(<= Y_0 0.75)")
     assert confirm(query, {"f": model}, [0.5]) is None
-    outcome = falsify(compile_query(query, model), query, {"f": model}, rounds=2)
+    outcome = falsify(compile_query(query, {"f": model}), query, {"f": model}, rounds=2)
     assert outcome.counterexample is None and outcome.unconfirmed and outcome.margin <= 0
 
 
-def test_near_miss_is_moved_beyond_the_boundary(onnx_mlp, compile_query, spec):
+def test_near_miss_is_moved_beyond_the_boundary(onnx_mlp, spec):
     """Points exactly on the boundary fail for a strict inequality; the search goes on to those beyond."""
     random = np.random.default_rng(0)
     layers = [
@@ -137,11 +138,11 @@ def test_near_miss_is_moved_beyond_the_boundary(onnx_mlp, compile_query, spec):
     query = spec(
         4, 1, *[f"(>= X_{i} 0)" for i in range(4)], *[f"(<= X_{i} 1)" for i in range(4)], f"(< Y_0 {low!r})"
     )
-    outcome = falsify(compile_query(query, model), query, {"f": model}, rounds=6)
+    outcome = falsify(compile_query(query, {"f": model}), query, {"f": model}, rounds=6)
     assert float(check(query, outcome.counterexample)["Y"].reshape(-1)[0]) < low
 
 
-def test_random_queries_against_sampling(onnx_mlp, compile_query, spec):
+def test_random_queries_against_sampling(onnx_mlp, spec):
     """Whatever a thousand samples violate, the attack finds; whatever it finds, the evaluator confirms."""
     random = np.random.default_rng(1)
     for _ in range(10):
@@ -155,7 +156,7 @@ def test_random_queries_against_sampling(onnx_mlp, compile_query, spec):
         points = (random.random((1000, 1, 3)) - 0.3).astype(np.float32)
         outputs = run(model, [points])[0]
         sampled = any(satisfies(query, {"X": x, "Y": y}) for x, y in zip(points, outputs, strict=True))
-        outcome = falsify(compile_query(query, model), query, {"f": model}, rounds=4)
+        outcome = falsify(compile_query(query, {"f": model}), query, {"f": model}, rounds=4)
         if sampled or outcome.counterexample is not None:
             check(query, outcome.counterexample)
 
@@ -199,7 +200,7 @@ TWO = """(vnnlib-version <2.0>)
 """
 
 
-def test_two_networks_on_one_input(onnx_mlp, compile_query):
+def test_two_networks_on_one_input(onnx_mlp):
     """Equal inputs of two networks stay equal in the search, and after the rounding to float32."""
     pytest.importorskip("vnnlib")
     from verifier.specs.vnnlib2 import parse
@@ -213,7 +214,7 @@ def test_two_networks_on_one_input(onnx_mlp, compile_query):
         "f": onnx_mlp(first, (last, np.zeros(2))),
         "g": onnx_mlp(first, (last * 0.8, np.array([-0.4, 1.0]))),
     }
-    outcome = falsify(compile_query(query, *models.values()), query, models, rounds=5)
+    outcome = falsify(compile_query(query, models), query, models, rounds=5)
     values = check(query, outcome.counterexample)
     assert (values["X_f"] == values["X_g"]).all()
     assert 0 < outcome.counterexample.tolerance < 1e-7  # 0.3 is not a float32
@@ -260,7 +261,7 @@ def test_infinite_outputs_are_no_counterexample(onnx_mlp, spec):
     assert confirm(query, {"f": model}, [50.0]) is None
 
 
-def test_falsify_repeats(onnx_mlp, compile_query, spec):
+def test_falsify_repeats(onnx_mlp, spec):
     random = np.random.default_rng(5)
     model = onnx_mlp(
         (random.standard_normal((6, 4)), random.standard_normal(6)),
@@ -268,7 +269,7 @@ def test_falsify_repeats(onnx_mlp, compile_query, spec):
     )
     query = spec(4, 2, *[f"(and (>= X_{i} -1) (<= X_{i} 1))" for i in range(4)], "(>= Y_0 Y_1)")
     found = [
-        falsify(compile_query(query, model), query, {"f": model}, options=AttackOptions(seed=3))
+        falsify(compile_query(query, {"f": model}), query, {"f": model}, options=AttackOptions(seed=3))
         for _ in range(2)
     ]
     assert found[0].margin == found[1].margin
