@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from verifier.specs.errors import SpecError
 from verifier.specs.formula import (
     FALSE,
+    LOWER,
+    STRICT,
     TRUE,
     And,
     Atom,
@@ -61,10 +63,10 @@ class AtomTable:
         numeral = right < 0
         other[numeral] = self.variables + self.scale.rank[~right[numeral]]
         relation = table.relation[rows]
-        low = np.isin(relation, (Relation.GE, Relation.GT))
-        strict = np.isin(relation, (Relation.LT, Relation.GT, Relation.NE))
-        first = self.bounds(left, low, strict, other)
-        double = np.flatnonzero(np.isin(relation, (Relation.EQ, Relation.NE)))
+        double_mask = (relation == Relation.EQ) | (relation == Relation.NE)
+        strict = STRICT[relation] | (relation == Relation.NE)
+        first = self.bounds(left, LOWER[relation] & ~double_mask, strict, other)
+        double = np.flatnonzero(double_mask)
         leaves: list[Tree] = list(first)
         if len(double):
             second = self.bounds(left[double], True, strict[double], other[double])

@@ -50,6 +50,14 @@ NEGATED = (Relation.GT, Relation.GE, Relation.NE, Relation.EQ, Relation.LT, Rela
 
 _ONE = Fraction(1)
 
+# lookups by relation, for arrays of relations
+UPPER = np.array([True, True, True, False, False, False])
+"""Whether ``v R b`` bounds v from above."""
+LOWER = np.array([False, False, True, False, True, True])
+"""Whether ``v R b`` bounds v from below."""
+STRICT = np.array([False, True, False, False, False, True])
+"""Whether the relation is < or >."""
+
 Monomial = tuple[Any, ...]
 """Sorted variables, repeated for powers; ``()`` is the constant. A variable is a flat index, in `Property` a symbol."""
 
@@ -160,7 +168,7 @@ class RowTable:
 class Clauses:
     """A disjunction of conjunctions of rows; clause i is rows ``offsets[i] : offsets[i + 1]``, all of them.
 
-    With one clause it is a conjunction. ``offsets`` is int64 [clauses + 1], nondecreasing.
+    With one clause it is a conjunction. ``offsets`` is int64 [clauses + 1], strictly increasing.
     """
 
     table: RowTable

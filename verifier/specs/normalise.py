@@ -14,7 +14,10 @@ from verifier.specs.atoms import AtomTable
 from verifier.specs.errors import SpecError
 from verifier.specs.formula import (
     FALSE,
+    LOWER,
+    STRICT,
     TRUE,
+    UPPER,
     And,
     Atom,
     Clauses,
@@ -115,36 +118,35 @@ class _Normaliser:
     def _split(self, part: Formula) -> _Disjuncts | None:
         """`part` as disjuncts that each bound an input, or None when it is not of that kind."""
         if isinstance(part, Clauses) and len(part) > 1:
-            mask = self._bound_rows(part.table, slice(part.start, part.stop))
-            found = np.logical_or.reduceat(mask, part.offsets[:-1] - part.start)
-            return self._clauses(part) if found.all() and self._fits(len(part)) else None
-        if not isinstance(part, Or) or not part.children or not self._fits(len(part.children)):
+            children: tuple[Formula, ...] = (part,)
+        elif isinstance(part, Or) and part.children:
+            children = part.children
+        else:
             return None
-        pieces: list[_Disjuncts] = []
-        for child in part.children:
-            if isinstance(child, Clauses) and len(child) > 1:
-                piece = self._split(child)
-                if piece is None:
-                    return None
-                pieces.append(piece)
-                continue
-            members = child.children if isinstance(child, And) else (child,)
-            if not any(self._bounds_input(member) for member in members):
-                return None
-            pieces.append(self._disjunct(members))
-        trees = [tree for piece in pieces for tree in piece.trees]
-        if not self._fits(len(trees)):
+        total = sum(len(child) if isinstance(child, Clauses) else 1 for child in children)
+        if total * self.inputs > MAX_DENSE or not all(self._bounds_inputs(child) for child in children):
             return None
+        pieces = [
+            self._clauses(child)
+            if isinstance(child, Clauses)
+            else self._disjunct(child.children if isinstance(child, And) else (child,))
+            for child in children
+        ]
         lower, upper = (np.concatenate([getattr(p, side) for p in pieces]) for side in ("lower", "upper"))
-        return _Disjuncts(lower, upper, trees)
+        return _Disjuncts(lower, upper, [tree for piece in pieces for tree in piece.trees])
 
-    def _bounds_input(self, part: Formula) -> bool:
-        if not isinstance(part, Clauses) or len(part) > 1:
-            return False
-        return bool(self._bound_rows(part.table, slice(part.start, part.stop)).any())
-
-    def _fits(self, disjuncts: int) -> bool:
-        return disjuncts * self.inputs <= MAX_DENSE
+    def _bounds_inputs(self, part: Formula) -> bool:
+        """Whether each disjunct of `part` (a clause, or the whole) has a row that bounds an input."""
+        if isinstance(part, Clauses):
+            mask = self._bound_rows(part.table, slice(part.start, part.stop))
+            return bool(np.logical_or.reduceat(mask, part.offsets[:-1] - part.start).all())
+        if isinstance(part, And):
+            return any(
+                len(child) == 1 and self._bounds_inputs(child)
+                for child in part.children
+                if isinstance(child, Clauses)
+            )
+        return False
 
     def _disjunct(self, members: tuple[Formula, ...]) -> _Disjuncts:
         """One disjunct, the conjunction of `members`."""
@@ -168,8 +170,7 @@ class _Normaliser:
         place = owner[mask] * self.inputs + self.position[table.left[rows][mask]]
         rank2 = 2 * self.scale.rank[~table.right[rows][mask]]
         relation = table.relation[rows][mask]
-        low = np.isin(relation, (Relation.GE, Relation.GT, Relation.EQ))
-        high = np.isin(relation, (Relation.LE, Relation.LT, Relation.EQ))
+        low, high = LOWER[relation], UPPER[relation]
         np.maximum.at(lower.reshape(-1), place[low], (rank2 + (relation == Relation.GT))[low])
         np.minimum.at(upper.reshape(-1), place[high], (rank2 - (relation == Relation.LT))[high])
         rest = np.flatnonzero(~mask)
@@ -251,9 +252,7 @@ class _Normaliser:
         right, relation = table.right[rows], table.relation[rows]
         a, b = self.position[table.left[rows]], self.position[np.maximum(right, 0)]
         between = (right >= 0) & (a < self.inputs) & (b < self.inputs)
-        up = between & np.isin(relation, (Relation.LE, Relation.LT, Relation.EQ))
-        down = between & np.isin(relation, (Relation.GE, Relation.GT, Relation.EQ))
-        strict = np.isin(relation, (Relation.LT, Relation.GT))
+        up, down, strict = between & UPPER[relation], between & LOWER[relation], STRICT[relation]
         return (
             np.concatenate((a[up], b[down])),
             np.concatenate((b[up], a[down])),
