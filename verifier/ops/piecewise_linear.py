@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Interval, Parameter, Relaxation, Univariate, Value
+from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
-from verifier.ops.arithmetic import add, scale_shift
+from verifier.ops.arithmetic import scale_shift
+from verifier.ops.movement import broadcast
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,16 +28,12 @@ class Relu(Univariate):
 
     def support_max(self, slope: Tensor, x: Interval) -> Tensor:
         """Convex: attained at an end."""
-        return torch.maximum(
-            x.lower.clamp(min=0) - slope * x.lower, x.upper.clamp(min=0) - slope * x.upper
-        )
+        return torch.maximum(x.lower.clamp(min=0) - slope * x.lower, x.upper.clamp(min=0) - slope * x.upper)
 
     def support_min(self, slope: Tensor, x: Interval) -> Tensor:
         """At an end, or at the kink where the interval holds it (clamped into the interval otherwise)."""
         kink = torch.zeros_like(x.lower).clamp(x.lower, x.upper)
-        ends = torch.minimum(
-            x.lower.clamp(min=0) - slope * x.lower, x.upper.clamp(min=0) - slope * x.upper
-        )
+        ends = torch.minimum(x.lower.clamp(min=0) - slope * x.lower, x.upper.clamp(min=0) - slope * x.upper)
         return torch.minimum(ends, kink.clamp(min=0) - slope * kink)
 
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
@@ -46,22 +44,101 @@ class Relu(Univariate):
         return {"lower_slope": Parameter(torch.maximum(low, torch.minimum(value, high)), low, high)}
 
     def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
-        """For an active or inactive neuron the valid range of the slope is one point, and the line is exact."""
+        """For an active or inactive neuron the valid range of the slope is one point, and the line is
+        exact."""
         lower, upper = xs[0].lower.clamp(max=0), xs[0].upper.clamp(min=0)
-        chord = upper / (upper - lower).clamp(min=torch.finfo(lower.dtype).tiny)
-        chord = torch.where(xs[0].lower >= 0, torch.ones_like(chord), chord)
+        info = torch.finfo(lower.dtype)
+        chord = upper / (upper - lower).clamp(
+            min=info.tiny * info.eps
+        )  # the smallest number: only 0 / 0 changes
         return Relaxation((parameters["lower_slope"],), None, (chord,), -chord * lower)
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
         return (xs[0].lower < 0) & (xs[0].upper > 0)
 
     def branching_point(self, index: int, *xs: Interval) -> Tensor:
-        return torch.zeros_like(xs[0].lower)
+        return torch.zeros_like(xs[0].lower).clamp(xs[0].lower, xs[0].upper)
+
+
+@dataclass(frozen=True, eq=False)
+class PRelu(Univariate):
+    """max(x, 0) + slope * min(x, 0); `slope`, of any sign and size, broadcasts to x (Abs has slope -1).
+
+    One side is the chord, the other a line through the kink whose slope is free: the lower side where the
+    function is convex (slope <= 1), the upper side where it is concave.
+    """
+
+    slope: Tensor
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        if torch.broadcast_shapes(self.slope.shape, shapes[0]) != torch.Size(shapes[0]):
+            raise ValueError(f"Slopes of shape {tuple(self.slope.shape)} do not broadcast to {shapes[0]}.")
+        return shapes[0]
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0].clamp(min=0) + self.slope * xs[0].clamp(max=0)
+
+    def _extrema(self, slope: Tensor, x: Interval) -> tuple[Tensor, Tensor]:
+        """Least and largest of f(x) - slope x, over the ends and the kink (moved into the interval)."""
+        points = [x.lower, x.upper, torch.zeros_like(x.lower).clamp(x.lower, x.upper)]
+        gaps = [self.forward(p) - slope * p for p in points]
+        low = torch.minimum(torch.minimum(gaps[0], gaps[1]), gaps[2])
+        return low, torch.maximum(torch.maximum(gaps[0], gaps[1]), gaps[2])
+
+    def support_max(self, slope: Tensor, x: Interval) -> Tensor:
+        return self._extrema(slope, x)[1]
+
+    def support_min(self, slope: Tensor, x: Interval) -> Tensor:
+        return self._extrema(slope, x)[0]
+
+    def interval(self, *xs: Interval) -> Interval:
+        """Only the product on the negative side rounds."""
+        low, high = self._extrema(torch.zeros_like(xs[0].lower), xs[0])
+        reach = (self.slope * xs[0].lower.clamp(max=0)).abs()
+        return Interval(low, high).widen(torch.finfo(low.dtype).eps * reach).sanitise()
+
+    def parameters(self, *xs: Interval) -> dict[str, Parameter]:
+        lower, upper = xs[0]
+        slope = self.slope.expand_as(lower)
+        one = torch.ones_like(lower)
+        flat, steep = torch.minimum(slope, one), torch.maximum(slope, one)
+        active, inactive = lower >= 0, upper <= 0
+        low = torch.where(active, one, torch.where(inactive, slope, flat))
+        high = torch.where(active, one, torch.where(inactive, slope, steep))
+        value = torch.where(upper > -lower, one, slope)
+        return {"slope": Parameter(torch.maximum(low, torch.minimum(value, high)), low, high)}
+
+    def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
+        """The chord is written slope + (1 - slope) t with Relu's chord t, so that no difference of large
+        numbers is divided by a small one; its intercept is (slope - 1) t lower."""
+        free = parameters["slope"]
+        lower, upper = xs[0].lower.clamp(max=0), xs[0].upper.clamp(min=0)
+        info = torch.finfo(lower.dtype)
+        part = upper / (upper - lower).clamp(min=info.tiny * info.eps)
+        bend = 1 - self.slope
+        chord, intercept = self.slope + bend * part, -bend * part * lower
+        if bool((self.slope <= 1).all()):
+            return Relaxation((free,), None, (chord,), intercept)
+        convex = (self.slope <= 1).to(lower.dtype)
+        concave = 1 - convex
+        return Relaxation(
+            (convex * free + concave * chord,),
+            concave * intercept,
+            (convex * chord + concave * free,),
+            convex * intercept,
+        )
+
+    def refinable(self, index: int, *xs: Interval) -> Tensor:
+        return (xs[0].lower < 0) & (xs[0].upper > 0) & (self.slope != 1)
+
+    def branching_point(self, index: int, *xs: Interval) -> Tensor:
+        return torch.zeros_like(xs[0].lower).clamp(xs[0].lower, xs[0].upper)
 
 
 @dataclass(frozen=True, eq=False)
 class PiecewiseLinear(Univariate):
-    """Linear between `knots`, with `slopes` (one more than knots, left to right) and value `values[k]` at knot k.
+    """Linear between `knots`, with `slopes` (one more than knots, left to right) and value `values[k]` at
+    knot k.
 
     `knots` [K], `slopes` [K + 1], `values` [K], float, knots increasing.
     """
@@ -93,6 +170,32 @@ class PiecewiseLinear(Univariate):
         points = self._candidates(x)
         return (self.forward(points) - slope * points).amin(0)
 
+    def _rounding(self, points: Tensor) -> Tensor:
+        """What `forward` may be wrong by at any of the points [P, B, *shape], together: [B, *shape]."""
+        size = self.values[0].abs() + (self.slopes[0] * (points - self.knots[0]).clamp(max=0)).abs()
+        for k in range(len(self.knots)):
+            step = (points - self.knots[k]).clamp(min=0)
+            if k + 1 < len(self.knots):
+                step = step.clamp(max=self.knots[k + 1] - self.knots[k])
+            size = size + (self.slopes[k + 1] * step).abs()
+        reach = points.abs().amax(0) + self.knots.abs().amax()
+        steepest = self.slopes.abs().amax()
+        units = 2 * torch.finfo(points.dtype).eps * (len(self.knots) + 3)
+        return units * (size.amax(0) + steepest * torch.minimum(reach, 2 * self.knots.abs().amax()))
+
+    def interval(self, *xs: Interval) -> Interval:
+        points = self._candidates(xs[0])
+        values = self.forward(points)
+        return Interval(values.amin(0), values.amax(0)).widen(self._rounding(points)).sanitise()
+
+    def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
+        lines = super().relax(parameters, *xs)
+        error = self._rounding(self._candidates(xs[0]))
+        below, above = lines.lower_intercept, lines.upper_intercept
+        if below is None or above is None:
+            return lines
+        return Relaxation(lines.lower_slopes, below - error, lines.upper_slopes, above + error)
+
     def _slopes_inside(self, x: Interval) -> Tensor:
         """[K + 1, B, *shape]: each piece's slope, NaN where the interval does not reach into the piece."""
         inf = self.knots.new_full((1,), torch.inf)
@@ -112,11 +215,13 @@ class PiecewiseLinear(Univariate):
         run = points[second] - points[first]
         chords = _ratio(values[second] - values[first], run, run.new_tensor(torch.nan))
         options = torch.cat([chords, self._slopes_inside(x)])
-        options = torch.where(options.isfinite(), options, self._slopes_inside(x).nan_to_num(-torch.inf).amax(0))
+        options = torch.where(
+            options.isfinite(), options, self._slopes_inside(x).nan_to_num(-torch.inf).amax(0)
+        )
         middle = x.center
         least = self._slopes_inside(x).nan_to_num(torch.inf).amin(0)
         most = self._slopes_inside(x).nan_to_num(-torch.inf).amax(0)
-        gaps = (values.unsqueeze(0) - options.unsqueeze(1) * points.unsqueeze(0))
+        gaps = values.unsqueeze(0) - options.unsqueeze(1) * points.unsqueeze(0)
         above, below = gaps.amax(1) + options * middle, gaps.amin(1) + options * middle
         upper = options.gather(0, above.argmin(0, keepdim=True)).squeeze(0)
         lower = options.gather(0, below.argmax(0, keepdim=True)).squeeze(0)
@@ -152,7 +257,8 @@ class PiecewiseLinear(Univariate):
 
 
 def _ratio(rise: Tensor, run: Tensor, otherwise: Tensor) -> Tensor:
-    """rise / run, or `otherwise` where run is zero; no division by zero even there, for its gradient is NaN."""
+    """rise / run, or `otherwise` where run is zero; no division by zero even there, for its gradient is
+    NaN."""
     some = run.abs() > torch.finfo(run.dtype).tiny
     return torch.where(some, rise / torch.where(some, run, torch.ones_like(run)), otherwise)
 
@@ -166,11 +272,11 @@ def piecewise_linear(knots: list[float], slopes: list[float], value: float) -> P
 
 
 def absolute(builder: Builder, x: Value) -> Value:
-    return builder.add(piecewise_linear([0.0], [-1.0, 1.0], 0.0), x)
+    return prelu(builder, x, torch.tensor(-1.0, dtype=torch.float64))
 
 
 def leaky_relu(builder: Builder, x: Value, slope: float) -> Value:
-    return builder.add(piecewise_linear([0.0], [slope, 1.0], 0.0), x)
+    return prelu(builder, x, torch.tensor(slope, dtype=torch.float64))
 
 
 def relu(builder: Builder, x: Value) -> Value:
@@ -192,12 +298,10 @@ def clip(builder: Builder, x: Value, low: float, high: float) -> Value:
 
 
 def prelu(builder: Builder, x: Value, slope: Tensor) -> Value:
-    """max(x, 0) + slope * min(x, 0) with a slope per element, as relu(x) - slope * relu(-x)."""
-    if slope.numel() == 1:  # kept as a tensor: it may be a parameter that is being trained
-        zero = slope.new_zeros(1)
-        return builder.add(PiecewiseLinear(zero, torch.cat([slope.reshape(1), zero + 1]), zero), x)
-    negative = relu(builder, scale_shift(builder, x, scale=-1.0))
-    return add(builder, relu(builder, x), scale_shift(builder, negative, scale=-slope))
+    """max(x, 0) + slope * min(x, 0), x and slope broadcast against each other; slope may be a live
+    parameter."""
+    shape = tuple(torch.broadcast_shapes(builder.shape(x), slope.shape))
+    return builder.add(PRelu(slope), broadcast(builder, x, shape))
 
 
 @onnx_op("Relu")
@@ -237,7 +341,9 @@ def _clip(builder: Builder, node: OnnxNode) -> Value:
 @onnx_op("HardSigmoid")
 def _hard_sigmoid(builder: Builder, node: OnnxNode) -> Value:
     alpha, beta = node.attributes.get("alpha", 0.2), node.attributes.get("beta", 0.5)
-    return clip(builder, scale_shift(builder, node.required(0), scale=float(alpha), shift=float(beta)), 0.0, 1.0)
+    return clip(
+        builder, scale_shift(builder, node.required(0), scale=float(alpha), shift=float(beta)), 0.0, 1.0
+    )
 
 
 @aten_op("relu.default", "relu_.default")

@@ -1,0 +1,86 @@
+"""Sign, with the value 0 at 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Builder, Interval, Parameter, Relaxation, Univariate, Value
+from verifier.graph.registry import OnnxNode, aten_op, onnx_op
+
+
+@dataclass(frozen=True, eq=False)
+class Sign(Univariate):
+    """-1, 0 or 1.
+
+    Every line above a jump from -1 to 1 passes over (0, 1), so the intercepts are the signs of the interval's
+    ends, and the slopes are free from 0 to where the line reaches the other end's value: with 0 < u the lower
+    line through (0, sign l) may rise until (u, sign u), and likewise above.
+    """
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0].sign()
+
+    def interval(self, *xs: Interval) -> Interval:
+        return xs[0].map(torch.sign)
+
+    def support_max(self, slope: Tensor, x: Interval) -> Tensor:
+        """The supremum: at an end, or at zero with the value of the right side."""
+        ends = torch.maximum(x.lower.sign() - slope * x.lower, x.upper.sign() - slope * x.upper)
+        return torch.where(_around_zero(x), torch.maximum(ends, x.upper.sign()), ends)
+
+    def support_min(self, slope: Tensor, x: Interval) -> Tensor:
+        ends = torch.minimum(x.lower.sign() - slope * x.lower, x.upper.sign() - slope * x.upper)
+        return torch.where(_around_zero(x), torch.minimum(ends, x.lower.sign()), ends)
+
+    def parameters(self, *xs: Interval) -> dict[str, Parameter]:
+        """Start from the line that is best at the interval's middle."""
+        lower, upper = xs[0]
+        zero = torch.zeros_like(lower)
+        jump = upper.sign() - lower.sign()
+        below, above = _capped(jump, upper), _capped(jump, -lower)
+        right = upper > -lower
+        return {
+            "lower_slope": Parameter(torch.where(right, below, zero), zero, below),
+            "upper_slope": Parameter(torch.where(right, zero, above), zero, above),
+        }
+
+    def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
+        low, high = xs[0].lower.sign(), xs[0].upper.sign()
+        return Relaxation((parameters["lower_slope"],), low, (parameters["upper_slope"],), high)
+
+    def refinable(self, index: int, *xs: Interval) -> Tensor:
+        return _around_zero(xs[0]) & (xs[0].lower < xs[0].upper)
+
+    def branching_point(self, index: int, *xs: Interval) -> Tensor:
+        return torch.zeros_like(xs[0].lower).clamp(xs[0].lower, xs[0].upper)
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        raise NotImplementedError("Sign has no derivative at 0 and none but zero elsewhere.")
+
+
+def _around_zero(x: Interval) -> Tensor:
+    return (x.lower <= 0) & (x.upper >= 0)
+
+
+def _capped(jump: Tensor, reach: Tensor) -> Tensor:
+    """The steepest slope, jump / reach where reach > 0, else 0; capped so that it cannot overflow, as any
+    slope between 0 and the steepest is sound."""
+    info = torch.finfo(reach.dtype)
+    positive = (reach > 0).to(reach.dtype)
+    return positive * jump / reach.clamp(min=4 * info.tiny)
+
+
+@onnx_op("Sign")
+def _sign(builder: Builder, node: OnnxNode) -> Value:
+    return builder.add(Sign(), node.required(0))
+
+
+@aten_op("sign.default", "sgn.default")
+def _aten_sign(builder: Builder, x: Value) -> Value:
+    return builder.add(Sign(), x)

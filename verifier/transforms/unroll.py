@@ -1,0 +1,58 @@
+"""Loops written out, so that every engine can treat them."""
+
+from __future__ import annotations
+
+from verifier.graph import Builder, Graph, Value
+from verifier.graph.op import Constant, Input
+from verifier.ops.movement import Concat, reshape, take
+from verifier.ops.repeat import Repeat
+
+
+def unroll(graph: Graph) -> Graph:
+    """An equal graph without Repeat nodes; `graph` itself where it has none. Nodes that differ only in which
+    result of a loop they take (the same body object and arguments) share the rounds."""
+    if not any(isinstance(node.op, Repeat) for node in graph.nodes):
+        return graph
+    builder = Builder()
+    values: dict[int, Value] = {}
+    loops: dict[tuple[int, int, tuple[int, ...]], list[list[Value]]] = {}
+    for i, node in enumerate(graph.nodes):
+        builder.at(node.source)
+        if isinstance(node.op, Input):
+            values[i] = builder.input(node.name, node.shape)
+        elif isinstance(node.op, Constant):
+            values[i] = builder.constant(node.op.value, node.name)
+        elif isinstance(node.op, Repeat):
+            key = (id(node.op.body), node.op.trips, node.inputs)
+            if key not in loops:
+                loops[key] = _rounds(builder, node.op, [values[j] for j in node.inputs])
+            values[i] = _result(builder, node.op, loops[key])
+        else:
+            values[i] = builder.add(node.op, *[values[j] for j in node.inputs], name=node.name)
+    return builder.graph(*[values[i] for i in graph.outputs])
+
+
+def _rounds(builder: Builder, loop: Repeat, arguments: list[Value]) -> list[list[Value]]:
+    """The body's outputs in every round."""
+    body = unroll(loop.body)
+    sequences = range(loop.states, loop.states + loop.scanned)
+    current = list(arguments)
+    rounds: list[list[Value]] = []
+    for step in range(loop.trips):
+        feed = [_slice(builder, v, step) if k in sequences else v for k, v in enumerate(current)]
+        rounds.append(builder.include(body, dict(zip(body.inputs, feed, strict=True))))
+        current[: loop.states] = rounds[-1][: loop.states]
+    return rounds
+
+
+def _slice(builder: Builder, sequence: Value, step: int) -> Value:
+    return take(builder, sequence, lambda t: t[step])
+
+
+def _result(builder: Builder, loop: Repeat, rounds: list[list[Value]]) -> Value:
+    if not loop.stacked:
+        return rounds[-1][loop.output]
+    emitted = [outputs[loop.output] for outputs in rounds]
+    shape = builder.shape(emitted[0])
+    rows = [reshape(builder, value, (1, *shape)) for value in emitted]
+    return rows[0] if len(rows) == 1 else builder.add(Concat(0), *rows)
