@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def _affine(graph: Graph, position: int, parts: list[Interval]) -> Interval:
     """The linear part applied to each input's derivative: center by L, radius by |L|."""
     node = graph.nodes[position]
     shapes = [graph.nodes[j].shape for j in node.inputs]
-    lead = torch.broadcast_shapes(*[p.lower.shape[:2] for p in parts])
+    lead = np.broadcast_shapes(*[p.lower.shape[:2] for p in parts])
     flat = [p.map(lambda t: t.expand(*lead, *t.shape[2:]).flatten(0, 1)) for p in parts]
     center = node.op.forward(*[p.center for p in flat])
     assert isinstance(node.op, Affine)
