@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +72,7 @@ class PRelu(Univariate):
     slope: Tensor
 
     def output_shape(self, *shapes: Shape) -> Shape:
-        if torch.broadcast_shapes(self.slope.shape, shapes[0]) != torch.Size(shapes[0]):
+        if np.broadcast_shapes(self.slope.shape, shapes[0]) != tuple(shapes[0]):
             raise ValueError(f"Slopes of shape {tuple(self.slope.shape)} do not broadcast to {shapes[0]}.")
         return shapes[0]
 
@@ -300,7 +301,7 @@ def clip(builder: Builder, x: Value, low: float, high: float) -> Value:
 def prelu(builder: Builder, x: Value, slope: Tensor) -> Value:
     """max(x, 0) + slope * min(x, 0), x and slope broadcast against each other; slope may be a live
     parameter."""
-    shape = tuple(torch.broadcast_shapes(builder.shape(x), slope.shape))
+    shape = tuple(np.broadcast_shapes(builder.shape(x), slope.shape))
     return builder.add(PRelu(slope), broadcast(builder, x, shape))
 
 
