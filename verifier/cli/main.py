@@ -5,6 +5,7 @@ Exit codes: 0 for any verdict. 2: bad input, the message says what, where and wh
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -39,4 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _load_engine() -> None:
-    import verifier.api  # noqa: F401
+    """Loads torch and the engine. Nothing of that is garbage, so the collector is spared looking through it."""
+    gc.disable()
+    try:
+        import verifier.api  # noqa: F401
+    finally:
+        gc.freeze()
+        gc.enable()
