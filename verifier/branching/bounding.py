@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verifier.bounds.backward import LinearBound
 from verifier.bounds.crown import Effort, inner_bounds, specification_bound
+from verifier.bounds.final import ascend, pick_better
 from verifier.bounds.interval import Bounds
 from verifier.branching.domains import Domains
 from verifier.graph import Elementwise, Graph, Interval
@@ -39,9 +41,16 @@ class CrownBounder:
     """Backward bounds with intermediate refinement (CROWN) for input boxes."""
 
     def __init__(
-        self, compiled: Compiled, device: torch.device, dtype: torch.dtype, memory: int = 1 << 30
+        self,
+        compiled: Compiled,
+        device: torch.device,
+        dtype: torch.dtype,
+        memory: int = 1 << 30,
+        steps: int = 4,
     ) -> None:
+        """`steps` of ascent on the final slopes follow where the plain bound refutes too little."""
         self._compiled = compiled
+        self._steps = steps
         self._device, self._dtype = device, dtype
         self._memory = memory
         self._graphs: dict[torch.dtype, Graph] = {}
@@ -93,7 +102,10 @@ class CrownBounder:
             graph.nodes[self.target].shape,
         )
         plane = specification_bound(graph, sets, self.target, rows, bounds)
-        lower = plane.minimum(graph, sets).double()
+        lower = plane.minimum(graph, sets).expand(len(domains), -1)
+        if self._steps:
+            plane, lower = self._improve(graph, sets, rows, bounds, plane, lower, atoms)
+        lower = lower.double()
         coefficients = plane.coefficients.get(graph.inputs[0])
         if coefficients is None:
             coefficients = lower.new_zeros(len(domains), atoms.shape[1], graph.nodes[graph.inputs[0]].numel)
@@ -109,6 +121,40 @@ class CrownBounder:
             error.double().expand(len(domains), -1),
             bounds,
         )
+
+    def _improve(
+        self,
+        graph: Graph,
+        sets: list[Box],
+        rows: Rows,
+        bounds: Bounds,
+        plane: LinearBound,
+        lower: Tensor,
+        atoms: Tensor,
+    ) -> tuple[LinearBound, Tensor]:
+        """The final pass with optimised slopes for the subdomains that have an atom left to refute."""
+        width = self.clauses.shape[2]
+        margins = torch.where(atoms >= 0, lower, -torch.inf).unflatten(1, (-1, width)).amax(2)
+        absent = (atoms < 0).unflatten(1, (-1, width)).all(2)
+        doubtful = ((margins <= 0) & ~absent).any(1).nonzero()[:, 0]
+        if not len(doubtful):
+            return plane, lower
+        part = [s.index(doubtful) for s in sets]
+        some = {i: b.index(doubtful) for i, b in bounds.items()}
+        own = Rows(rows.index[doubtful], rows.scale[doubtful], rows.shape)
+        better = ascend(graph, part, self.target, own, some, rows.index.shape[1], self._steps)
+        found = better.minimum(graph, part)
+        old = pick_better(plane, plane, torch.zeros_like(lower, dtype=torch.bool))
+        chosen = pick_better(old.index(doubtful), better, found > lower[doubtful])
+        error = None
+        if old.error is not None and chosen.error is not None:
+            error = old.error.index_copy(0, doubtful, chosen.error)
+        merged = LinearBound(
+            {i: c.index_copy(0, doubtful, chosen.coefficients[i]) for i, c in old.coefficients.items()},
+            old.constant.index_copy(0, doubtful, chosen.constant),
+            error,
+        )
+        return merged, lower.index_copy(0, doubtful, torch.maximum(found, lower[doubtful]))
 
     def _gather(
         self,
