@@ -39,8 +39,8 @@ class Relu(Univariate):
 
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
         lower, upper = xs[0]
-        low = (lower >= 0).to(lower.dtype)
         high = (upper > 0).to(lower.dtype)
+        low = (lower >= 0).to(lower.dtype) * high
         value = (upper > -lower).to(lower.dtype)
         return {"lower_slope": Parameter(torch.maximum(low, torch.minimum(value, high)), low, high)}
 
@@ -110,14 +110,14 @@ class PRelu(Univariate):
         return {"slope": Parameter(torch.maximum(low, torch.minimum(value, high)), low, high)}
 
     def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
-        """The chord is written slope + (1 - slope) t with Relu's chord t, so that no difference of large
-        numbers is divided by a small one; its intercept is (slope - 1) t lower."""
+        """The chord mixes the slopes 1 and `slope` by the shares of the two sides, so that no difference of
+        large numbers is divided by a small one."""
         free = parameters["slope"]
         lower, upper = xs[0].lower.clamp(max=0), xs[0].upper.clamp(min=0)
         info = torch.finfo(lower.dtype)
-        part = upper / (upper - lower).clamp(min=info.tiny * info.eps)
-        bend = 1 - self.slope
-        chord, intercept = self.slope + bend * part, -bend * part * lower
+        run = (upper - lower).clamp(min=info.tiny * info.eps)
+        right, left = upper / run, -lower / run
+        chord, intercept = right + self.slope * left, (self.slope - 1) * right * lower
         if bool((self.slope <= 1).all()):
             return Relaxation((free,), None, (chord,), intercept)
         convex = (self.slope <= 1).to(lower.dtype)
@@ -224,8 +224,8 @@ class PiecewiseLinear(Univariate):
         most = self._slopes_inside(x).nan_to_num(-torch.inf).amax(0)
         gaps = values.unsqueeze(0) - options.unsqueeze(1) * points.unsqueeze(0)
         above, below = gaps.amax(1) + options * middle, gaps.amin(1) + options * middle
-        upper = options.gather(0, above.argmin(0, keepdim=True)).squeeze(0)
-        lower = options.gather(0, below.argmax(0, keepdim=True)).squeeze(0)
+        upper = options.gather(0, above.argmin(0, keepdim=True)).squeeze(0).clamp(least, most)
+        lower = options.gather(0, below.argmax(0, keepdim=True)).squeeze(0).clamp(least, most)
         chord = _ratio(values[1] - values[0], x.upper - x.lower, upper)
         at_ends = values[0] - chord * points[0]
         slack = 4 * torch.finfo(x.lower.dtype).eps * (values.abs().amax(0) + (chord * points).abs().amax(0))

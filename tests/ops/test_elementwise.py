@@ -1,0 +1,153 @@
+"""Every elementwise operator: sound lines, intervals, parameters, branching points; and that the harness can
+fail.
+
+A new operator is entered in ENTRIES; the registry test says so if it is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+import verifier.ops  # noqa: F401 - registers all operators
+from verifier.graph import Builder, Elementwise, Relaxation
+from verifier.ops.alternatives import Alternatives, alternatives
+from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
+from verifier.ops.sign import Sign
+
+
+def _slopes(n: int) -> Tensor:
+    """Negative, positive, zero, one and large slopes."""
+    generator = torch.Generator().manual_seed(1)
+    slopes = 3 * torch.randn(n, generator=generator, dtype=torch.float64)
+    slopes[::7], slopes[1::7], slopes[2::7] = 0.0, 1.0, 1e4 * slopes[2::7]
+    return slopes
+
+
+# class to its forms: (name, how to make it for arguments of shape [n], other fields of harness.Entry)
+ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], dict]]] = {
+    Relu: [("relu", lambda n: Relu(), {})],
+    PRelu: [
+        ("leaky", lambda n: PRelu(torch.tensor(0.01)), {}),
+        ("abs", lambda n: PRelu(torch.tensor(-1.0)), {}),
+        ("concave", lambda n: PRelu(torch.tensor(2.5)), {}),
+        ("per element", lambda n: PRelu(_slopes(n)), {}),
+    ],
+    PiecewiseLinear: [
+        ("clip", lambda n: piecewise_linear([-0.5, 0.7], [0.0, 1.0, 0.0], -0.5), {"kinks": (-0.5, 0.7)}),
+        ("relu6", lambda n: piecewise_linear([0.0, 6.0], [0.0, 1.0, 0.0], 0.0), {"kinks": (0.0, 6.0)}),
+        (
+            "zigzag",
+            lambda n: piecewise_linear([-1.0, 0.1, 2.0], [1.0, -2.0, 0.5, 3.0], 0.3),
+            {"kinks": (-1.0, 0.1, 2.0)},
+        ),
+        ("hinge", lambda n: piecewise_linear([0.3], [-1.0, 2.0], 0.0), {"kinks": (0.3,)}),
+    ],
+    Sign: [("sign", lambda n: Sign(), {})],
+    Alternatives: [
+        ("two", lambda n: Alternatives(), {"arguments": 2, "equal": True}),
+        ("three", lambda n: Alternatives(), {"arguments": 3, "equal": True}),
+    ],
+}
+FORMS = [
+    pytest.param(make, fields, id=f"{c.__name__}-{name}")
+    for c, forms in ENTRIES.items()
+    for name, make, fields in forms
+]
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def test_every_operator_has_an_entry() -> None:
+    import inspect
+
+    own = {
+        c
+        for c in _subclasses(Elementwise)
+        if c.__module__.startswith("verifier.ops") and not inspect.isabstract(c)
+    }
+    missing = sorted(c.__name__ for c in own - set(ENTRIES))
+    assert not missing, f"enter these operators in ENTRIES of this file: {missing}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("make", "fields"), FORMS)
+def test_sound(harness: SimpleNamespace, make: Callable, fields: dict, dtype: torch.dtype) -> None:
+    assert harness.cases >= 10_000
+    harness.check(harness.Entry(make, **fields), dtype)
+
+
+@pytest.mark.parametrize(("make", "fields"), FORMS)
+def test_groups_of_slopes(harness: SimpleNamespace, make: Callable, fields: dict) -> None:
+    harness.check_groups(harness.Entry(make, **fields))
+
+
+def _scaled(side: str, what: str, factor: float) -> Callable[[Relaxation], Relaxation]:
+    def distort(lines: Relaxation) -> Relaxation:
+        name = f"{side}_{what}"
+        old = getattr(lines, name)
+        new = tuple(factor * t for t in old) if isinstance(old, tuple) else factor * old
+        return lines._replace(**{name: new})
+
+    return distort
+
+
+def _fails(harness: SimpleNamespace, entry: object, distort: Callable[[Relaxation], Relaxation]) -> bool:
+    try:
+        harness.check(entry, torch.float32, distort)
+    except AssertionError as error:
+        return "a line is wrong" in str(error)
+    return False
+
+
+@pytest.mark.parametrize("side", ["lower", "upper"])
+@pytest.mark.parametrize(("make", "fields"), FORMS)
+def test_a_slope_or_intercept_off_by_one_percent_is_found(
+    harness: SimpleNamespace, make: Callable, fields: dict, side: str
+) -> None:
+    entry = harness.Entry(make, **fields)
+    assert any(_fails(harness, entry, _scaled(side, "slopes", f)) for f in (0.99, 1.01))
+    lines = _example(entry, side)
+    if lines is not None and bool((lines != 0).any()):
+        assert any(_fails(harness, entry, _scaled(side, "intercept", f)) for f in (0.99, 1.01))
+
+
+def _example(entry, side: str) -> Tensor | None:
+    """An intercept of the operator on ordinary boxes."""
+    from verifier.graph import Interval
+
+    op = entry.make(4).to(torch.float32)
+    xs = [
+        Interval(torch.tensor([[-1.0, -2.0, -0.6, -1.5]]), torch.tensor([[1.0, 0.5, 2.0, 3.0]]))
+    ] * entry.arguments
+    lines = op.relax({n: p.value for n, p in op.parameters(*xs).items()}, *xs)
+    return getattr(lines, f"{side}_intercept")
+
+
+def test_values() -> None:
+    x = torch.tensor([[-2.0, -0.0, 0.0, 3.0]])
+    assert Sign().forward(x).tolist() == [[-1.0, 0.0, 0.0, 1.0]]
+    assert PRelu(torch.tensor([0.5, 1.0, 2.0, 3.0])).forward(x).tolist() == [[-1.0, 0.0, 0.0, 3.0]]
+    assert Alternatives().forward(x, x + 1e-7).tolist() == x.tolist()
+
+
+def test_builders() -> None:
+    b = Builder()
+    x = b.input("x", (2, 3))
+    per_channel = prelu(b, x, torch.tensor([[0.1], [0.2]], dtype=torch.float64))
+    graph = b.graph(per_channel, absolute(b, x), alternatives(b, x, x), alternatives(b, x))
+    value = torch.tensor([[[-1.0, 2.0, -3.0], [-1.0, 2.0, -3.0]]], dtype=torch.float64)
+    y, size, same, single = graph.evaluate([value])
+    assert torch.allclose(y, torch.tensor([[[-0.1, 2.0, -0.3], [-0.2, 2.0, -0.6]]], dtype=torch.float64))
+    assert torch.equal(size, value.abs()) and torch.equal(same, value) and torch.equal(single, value)
+    assert len([n for n in graph.nodes if isinstance(n.op, Relu)]) == 0
+    with pytest.raises(ValueError, match="broadcast"):
+        b.add(PRelu(torch.zeros(4)), x)
