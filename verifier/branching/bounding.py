@@ -204,7 +204,7 @@ def _packed(table: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         owner = torch.arange(count, device=table.device).expand_as(owner)
         return table.flatten(1), owner
     chosen = present.to(torch.uint8).topk(count, dim=1, sorted=False).indices.sort(1).values
-    order = present.gather(1, chosen).to(torch.uint8).argsort(1, descending=True, stable=True)
+    order = present.gather(1, chosen).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     chosen = chosen.gather(1, order)
     return table.gather(1, chosen.unsqueeze(2).expand(-1, -1, table.shape[2])).flatten(1), owner
 
