@@ -13,7 +13,7 @@ from torch import Tensor
 from verifier.attack.falsify import falsify
 from verifier.attack.gradient import AttackOptions
 from verifier.attack.replay import Judge, Networks
-from verifier.branching.bounding import CrownBounder
+from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.search import Outcome, Search, SearchOptions
 from verifier.options import Options
@@ -90,7 +90,7 @@ def _branch(
 ) -> tuple[Outcome, torch.dtype]:
     dtype = torch.float64 if options.dtype == "float64" else torch.float32
     memory = int((options.max_memory_gb or 4.0) * 2**30)
-    bounder = CrownBounder(compiled, device, dtype, memory // 4)
+    bounder = Bounder(compiled, device, dtype, BoundOptions(memory=memory // 4))
     start = Domains(
         compiled.lower.to(device),
         compiled.upper.to(device),

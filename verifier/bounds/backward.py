@@ -67,6 +67,7 @@ def backward(
     relaxations: Mapping[int, Relaxation],
     bounds: Mapping[int, Interval],
     rounding: bool = True,
+    record: dict[int, Tensor] | None = None,
 ) -> LinearBound:
     """Bound sum over nodes of <start[node], value of node> from below by linear forms of the inputs.
 
@@ -74,7 +75,7 @@ def backward(
     *shape], or [B, G, *shape] with G dividing R when groups of consecutive rows have slopes of their own.
     `bounds` encloses the same nodes; it is used only for rounding errors, which are bounded rigorously
     (running error analysis, Higham 2002, chapter 3: each step's relative error times the magnitude of the
-    terms it sums) and returned.
+    terms it sums) and returned. The coefficients that arrive at the nodes named in `record` are stored there.
     """
     pending: dict[int, Coefficients] = dict(start)
     queue = [-i for i in pending]
@@ -86,6 +87,8 @@ def backward(
         position = -heapq.heappop(queue)
         coefficients = pending.pop(position)
         node = graph.nodes[position]
+        if record is not None and position in record:
+            record[position] = coefficients.dense()
         shapes = [graph.nodes[j].shape for j in node.inputs]
         if isinstance(node.op, Input):
             dense = coefficients.dense()

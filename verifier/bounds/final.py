@@ -1,106 +1,189 @@
-"""Optimised slopes of the final pass alone: a few steps of ascent on fixed inner bounds.
+"""The final pass alone, with optimised slopes and multipliers of split constraints, on fixed inner bounds.
 
-The inner bounds cost most of a pass and the final one little, so this is the cheap part of alpha-CROWN; in
-branch and bound it closes several times as many subdomains for a fraction more time.
+The inner bounds cost most of a pass and the final one little, so this is the cheap part of alpha-CROWN (Xu et al.
+2021), and with split constraints beta-CROWN (Wang et al. 2021): a constraint low <= x <= high on a node enters the
+bound with multipliers a, b >= 0 as a (low - x) + b (x - high), which is not positive wherever it holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from verifier.bounds.ascent import Adam, Best, Leaves
-from verifier.bounds.backward import LinearBound
-from verifier.bounds.crown import specification_bound
+from verifier.bounds.backward import LinearBound, backward
+from verifier.bounds.crown import Relaxations
 from verifier.bounds.interval import Bounds
-from verifier.graph import Elementwise, Graph
-from verifier.graph.coefficients import Coefficients
+from verifier.graph import Elementwise, Graph, Interval
+from verifier.graph.coefficients import Coefficients, Dense
 from verifier.sets import InputSet
 
+LOW, HIGH = "multiplier of the lower cut", "multiplier of the upper cut"
 
-def ascend(
-    graph: Graph,
-    sets: Sequence[InputSet],
-    target: int,
-    rows: Coefficients,
-    bounds: Bounds,
-    count: int,
-    steps: int = 4,
-    rate: float = 0.3,
-    decay: float = 0.9,
-) -> LinearBound:
-    """The final pass for `count` rows of `target` with slopes of its own for every row and instance.
-
-    `bounds` are fixed. Starts from the plain relaxations and keeps the best of every row; rounding is included in
-    the result, which may be below the plain pass by rounding alone.
-    """
-    batch = max(s.batch for s in sets)
-    leaves, scales = _start(graph, target, bounds, batch, count)
-    if not leaves:
-        return specification_bound(graph, sets, target, rows, bounds)
-    adam = Adam(leaves, scales, rate, decay)
-    everything = torch.arange(batch, device=bounds[graph.inputs[0]].lower.device)
-    best: Best | None = None
-    for step in range(steps + 1):
-        with torch.enable_grad():
-            plane = specification_bound(graph, sets, target, rows, bounds, leaves, rounding=False)
-            lower = plane.minimum(graph, sets)
-            total = lower[lower.isfinite()].sum()
-        values = {target: lower.detach().expand(batch, -1).unsqueeze(1)}
-        if best is None:
-            best = Best(leaves, values)
-        else:
-            best.update(everything, leaves, values)
-        if step == steps or not total.requires_grad:
-            break
-        keys = [(key, name) for key, own in leaves.items() for name in own]
-        found = torch.autograd.grad(total, [leaves[k][n] for k, n in keys], allow_unused=True)
-        adam.step(leaves, {key: g for key, g in zip(keys, found, strict=True) if g is not None})
-        _project(graph, bounds, leaves)
-    assert best is not None
-    with torch.no_grad():
-        return specification_bound(graph, sets, target, rows, bounds, best.slopes)
+Cuts = Mapping[int, Interval]
+"""Split constraints: node to [B, *shape] ends, infinite where there is no constraint."""
 
 
-def _start(graph: Graph, target: int, bounds: Bounds, batch: int, count: int) -> tuple[Leaves, Leaves]:
-    """Leaves [B, 1, R, *shape] at the starting values, and the widths of their ranges [B or 1, 1, 1, *shape]."""
-    leaves: Leaves = {}
-    scales: Leaves = {}
-    for j in sorted(graph.ancestors(target)):
-        op = graph.nodes[j].op
-        if not isinstance(op, Elementwise):
-            continue
-        for name, p in op.parameters(*[bounds[k] for k in graph.nodes[j].inputs]).items():
-            width = (p.upper - p.lower)[:, None, None]
-            if bool((width > 0).any()):
-                shape = (batch, 1, count, *graph.nodes[j].shape)
-                leaves.setdefault((target, j), {})[name] = (
-                    p.value[:, None, None].detach().expand(shape).clone().requires_grad_()
-                )
-                scales.setdefault((target, j), {})[name] = torch.nan_to_num(width, nan=0.0, posinf=1.0)
-    return leaves, scales
+@dataclass(frozen=True)
+class AscentOptions:
+    """`rate` is in units of each parameter's range and is multiplied by `decay` after every step."""
+
+    steps: int = 4
+    rate: float = 0.3
+    decay: float = 0.9
 
 
-@torch.no_grad()
-def _project(graph: Graph, bounds: Bounds, leaves: Leaves) -> None:
-    for (_, j), own in leaves.items():
-        op = graph.nodes[j].op
-        if not isinstance(op, Elementwise):
-            continue
-        ranges = op.parameters(*[bounds[k] for k in graph.nodes[j].inputs])
-        for name, tensor in own.items():
-            tensor.clamp_(ranges[name].lower[:, None, None], ranges[name].upper[:, None, None])
+@dataclass(frozen=True, eq=False)
+class Ascent:
+    """The best of every row: `plane` (rounding included), its minimum `lower` [B, R], and the parameters that gave
+    it, [B, 1, R, *shape], to start from again. `coefficients` are those that arrive at the recorded nodes."""
+
+    plane: LinearBound
+    lower: Tensor
+    leaves: Leaves
+    coefficients: dict[int, Tensor] = field(default_factory=dict)
 
 
-def pick_better(first: LinearBound, second: LinearBound, wins: Tensor) -> LinearBound:
-    """Row by row the first, or the second where `wins` [B, R]; tensors shared by all instances are expanded."""
-    batch = wins.shape[0]
+@dataclass(frozen=True, eq=False)
+class FinalPass:
+    """R rows of `target` over B instances, on fixed enclosures `bounds` of the inner nodes."""
 
-    def wide(plane: LinearBound) -> LinearBound:
-        error = None if plane.error is None else plane.error.expand(batch, -1)
-        coefficients = {i: c.expand(batch, *c.shape[1:]) for i, c in plane.coefficients.items()}
-        return LinearBound(coefficients, plane.constant.expand(batch, -1), error)
+    graph: Graph
+    sets: Sequence[InputSet]
+    target: int
+    rows: Coefficients
+    count: int
+    bounds: Bounds
+    cuts: Cuts = field(default_factory=dict)
 
-    return wide(second).where(wins, wide(first))
+    @property
+    def batch(self) -> int:
+        return max(s.batch for s in self.sets)
+
+    def run(
+        self, leaves: Leaves, rounding: bool, record: dict[int, Tensor] | None = None
+    ) -> tuple[LinearBound, Tensor]:
+        """The bound at given parameters, and its minimum [B, R]."""
+        slopes = {key: {n: t for n, t in own.items() if n not in (LOW, HIGH)} for key, own in leaves.items()}
+        start: dict[int, Coefficients] = {self.target: self.rows}
+        shift: Tensor | float = 0.0
+        slack: Tensor | float = 0.0
+        for node, cut in self.cuts.items():
+            own = leaves.get((self.target, node), {})
+            if LOW not in own and HIGH not in own:
+                continue
+            low, high = self._multipliers(own, cut)
+            start[node] = Dense((high - low).expand(self.batch, -1, *cut.lower.shape[1:]))
+            terms = [low * _finite(cut.lower).unsqueeze(1), -high * _finite(cut.upper).unsqueeze(1)]
+            shift = shift + sum(t.flatten(2).sum(2) for t in terms)
+            size = sum(t.detach().abs().flatten(2).sum(2) for t in terms)
+            slack = slack + (cut.lower[0].numel() + 4) * torch.finfo(low.dtype).eps * size
+        lines = Relaxations(self.graph, self.bounds, slopes).of(self.target, slice(None))
+        plane = backward(self.graph, start, lines, self.bounds, rounding, record)
+        if self.cuts:
+            error = plane.error if plane.error is None else plane.error + slack
+            plane = LinearBound(plane.coefficients, plane.constant + shift, error)
+        return plane, plane.minimum(self.graph, self.sets).expand(self.batch, -1)
+
+    def _multipliers(self, own: Mapping[str, Tensor], cut: Interval) -> tuple[Tensor, Tensor]:
+        """[B, R, *shape], zero where there is no constraint."""
+        zero = torch.zeros_like(cut.lower).unsqueeze(1)
+        low = own[LOW].squeeze(1) * cut.lower.isfinite().unsqueeze(1) if LOW in own else zero
+        high = own[HIGH].squeeze(1) * cut.upper.isfinite().unsqueeze(1) if HIGH in own else zero
+        return low, high
+
+    def ascend(self, options: AscentOptions, warm: Leaves | None = None, record: Sequence[int] = ()) -> Ascent:
+        """Optimise from the plain relaxations, or from `warm`; the best of every row is kept and recomputed with
+        rounding errors. `record` names nodes whose coefficients are wanted."""
+        leaves, scales = self._start(warm or {})
+        best: Best | None = None
+        if leaves and options.steps:
+            leaves = {k: {n: t.requires_grad_() for n, t in own.items()} for k, own in leaves.items()}
+            best = self._optimise(leaves, scales, options)
+        found = leaves if best is None else best.slopes
+        found = {k: {n: t.detach() for n, t in own.items()} for k, own in found.items()}
+        seen: dict[int, Tensor] = dict.fromkeys(record, self.bounds[self.graph.inputs[0]].lower)
+        with torch.no_grad():
+            plane, lower = self.run(found, rounding=True, record=seen)
+        return Ascent(plane, lower, found, seen)
+
+    def _optimise(self, leaves: Leaves, scales: Leaves, options: AscentOptions) -> Best:
+        adam = Adam(leaves, scales, options.rate, options.decay)
+        everything = torch.arange(self.batch, device=self.bounds[self.graph.inputs[0]].lower.device)
+        best: Best | None = None
+        step = 0
+        while True:
+            with torch.enable_grad():
+                _, lower = self.run(leaves, rounding=False)
+                total = lower[lower.isfinite()].sum()
+            values = {self.target: lower.detach().unsqueeze(1)}
+            if best is None:
+                best = Best(leaves, values)
+            else:
+                best.update(everything, leaves, values)
+            if step == options.steps or not total.requires_grad:
+                return best
+            keys = [(key, name) for key, own in leaves.items() for name in own]
+            found = torch.autograd.grad(total, [leaves[k][n] for k, n in keys], allow_unused=True)
+            adam.step(leaves, {key: g for key, g in zip(keys, found, strict=True) if g is not None})
+            self._project(leaves)
+            step += 1
+
+    def _start(self, warm: Leaves) -> tuple[Leaves, Leaves]:
+        """Leaves [B, 1, R, *shape] and the scales of their steps [B or 1, 1, 1, *shape]."""
+        leaves: Leaves = {}
+        scales: Leaves = {}
+        for j in sorted(self.graph.ancestors(self.target)):
+            op = self.graph.nodes[j].op
+            if not isinstance(op, Elementwise):
+                continue
+            shape = (self.batch, 1, self.count, *self.graph.nodes[j].shape)
+            for name, p in op.parameters(*[self.bounds[k] for k in self.graph.nodes[j].inputs]).items():
+                width = (p.upper - p.lower)[:, None, None]
+                if bool((width > 0).any()):
+                    first = warm.get((self.target, j), {}).get(name)
+                    value = p.value[:, None, None].expand(shape) if first is None else first
+                    value = value.detach().clamp(p.lower[:, None, None], p.upper[:, None, None])
+                    leaves.setdefault((self.target, j), {})[name] = value.expand(shape).clone()
+                    scales.setdefault((self.target, j), {})[name] = torch.nan_to_num(width, nan=0.0, posinf=1.0)
+        if self.cuts:
+            self._start_multipliers(warm, leaves, scales)
+        return leaves, scales
+
+    def _start_multipliers(self, warm: Leaves, leaves: Leaves, scales: Leaves) -> None:
+        """Multipliers start at zero; their steps are measured by the coefficients that they add to."""
+        seen: dict[int, Tensor] = {i: torch.empty(0) for i in self.cuts}
+        with torch.no_grad():
+            self.run({k: dict(own) for k, own in leaves.items()}, rounding=False, record=seen)
+        for node, cut in self.cuts.items():
+            key, arrived = (self.target, node), seen[node]
+            shape = (self.batch, 1, self.count, *self.graph.nodes[node].shape)
+            for name, end in ((LOW, cut.lower), (HIGH, cut.upper)):
+                if not bool(end.isfinite().any()):
+                    continue
+                first = warm.get(key, {}).get(name)
+                value = torch.zeros(shape, dtype=end.dtype, device=end.device) if first is None else first.clone()
+                leaves.setdefault(key, {})[name] = value.expand(shape).contiguous()
+                size = arrived.abs().flatten(2).amax(2).amax(1) if arrived.numel() else end.new_ones(1)
+                view = size.view(-1, *([1] * (len(shape) - 1)))
+                scales.setdefault(key, {})[name] = (0.3 * view).expand(self.batch, *([1] * (len(shape) - 1)))
+
+    @torch.no_grad()
+    def _project(self, leaves: Leaves) -> None:
+        for (_, j), own in leaves.items():
+            op = self.graph.nodes[j].op
+            ranges = {}
+            if isinstance(op, Elementwise):
+                ranges = op.parameters(*[self.bounds[k] for k in self.graph.nodes[j].inputs])
+            for name, tensor in own.items():
+                if name in (LOW, HIGH):
+                    tensor.clamp_(min=0)
+                else:
+                    tensor.clamp_(ranges[name].lower[:, None, None], ranges[name].upper[:, None, None])
+
+
+def _finite(end: Tensor) -> Tensor:
+    return torch.where(end.isfinite(), end, torch.zeros_like(end))

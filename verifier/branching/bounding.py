@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from verifier.bounds.ascent import Leaves
 from verifier.bounds.backward import LinearBound
-from verifier.bounds.crown import Effort, inner_bounds, specification_bound
-from verifier.bounds.final import ascend, pick_better
+from verifier.bounds.crown import Effort, inner_bounds
+from verifier.bounds.final import Ascent, AscentOptions, FinalPass
 from verifier.bounds.interval import Bounds
 from verifier.branching.domains import Domains
 from verifier.graph import Elementwise, Graph, Interval
@@ -26,7 +29,8 @@ class Bounded:
     `disjunct` float64 [M, D]: the same per disjunct (infinite for one that is absent or was refuted before), and
     `refuted` bool [M, D] those that no point of the subdomain satisfies. `planes` float64 [M, D, C, n_in] and
     `constants` [M, D, C]: linear forms below the margins, rounding included; for padding 0 and -inf.
-    `bounds` encloses inner nodes.
+    `bounds` encloses inner nodes, `warm` are optimised parameters, and `gaps` [M, *shape] per node says how much
+    the relaxation of each neuron that reads it costs the bound.
     """
 
     score: Tensor
@@ -34,49 +38,93 @@ class Bounded:
     refuted: Tensor
     planes: Tensor
     constants: Tensor
-    bounds: Bounds
+    bounds: Bounds = field(default_factory=dict)
+    warm: Leaves = field(default_factory=dict)
+    gaps: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def index(self, rows: Tensor) -> Bounded:
+        """Some of the subdomains (a mask, or positions)."""
+        positions = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
+        return Bounded(
+            self.score[positions],
+            self.disjunct[positions],
+            self.refuted[positions],
+            self.planes[positions],
+            self.constants[positions],
+            {i: b.index(positions) for i, b in self.bounds.items()},
+            {key: {n: t[positions] for n, t in own.items()} for key, own in self.warm.items()},
+            {i: t[positions] for i, t in self.gaps.items()},
+        )
 
 
-class CrownBounder:
-    """Backward bounds with intermediate refinement (CROWN) for input boxes."""
+@dataclass(frozen=True)
+class BoundOptions:
+    """`refine` bounds unstable neurons of a subdomain backwards (otherwise they inherit and propagate intervals),
+    `linear` uses backward bounds at all, `ascent` optimises the final pass, `gaps` measures every neuron's part in
+    the looseness. `memory` is in bytes."""
+
+    refine: bool = True
+    linear: bool = True
+    ascent: AscentOptions = AscentOptions()
+    gaps: bool = False
+    memory: int = 1 << 30
+
+
+class _Packed(NamedTuple):
+    """The atoms [M, P * C] of each subdomain's present disjuncts, P the most that any has; the place of every
+    disjunct among them [M, D]; the clauses [M, D, C]; and which disjuncts are present [M, D]."""
+
+    atoms: Tensor
+    owner: Tensor
+    table: Tensor
+    present: Tensor
+
+
+class Bounder:
+    """Bounds subdomains of one compiled query. `root` encloses inner nodes per case, [N, *shape], for subdomains that
+    come without enclosures of their own."""
 
     def __init__(
         self,
         compiled: Compiled,
         device: torch.device,
         dtype: torch.dtype,
-        memory: int = 1 << 30,
-        steps: int = 4,
+        options: BoundOptions = BoundOptions(),
+        root: Mapping[int, Interval] | None = None,
     ) -> None:
-        """`steps` of ascent on the final slopes follow where the plain bound refutes too little."""
-        self._compiled = compiled
-        self._steps = steps
-        self._device, self._dtype = device, dtype
-        self._memory = memory
+        self.compiled, self.options = compiled, options
+        self.device, self.dtype = device, dtype
+        self.root = dict(root or {})
         self._graphs: dict[torch.dtype, Graph] = {}
         self.strict = compiled.strict.to(device)
         self.clauses = compiled.clauses.to(device)
         self.graph = self._graph(dtype)
         self.target = self.graph.outputs[0]
         self.elementwise = [
-            i
-            for i in sorted(self.graph.ancestors(self.target))
-            if isinstance(self.graph.nodes[i].op, Elementwise)
+            i for i in sorted(self.graph.ancestors(self.target)) if isinstance(self.graph.nodes[i].op, Elementwise)
         ]
         self.split_nodes = sorted({j for i in self.elementwise for j in self.graph.nodes[i].inputs})
 
     def _graph(self, dtype: torch.dtype) -> Graph:
         if dtype not in self._graphs:
-            self._graphs[dtype] = self._compiled.graph.to(dtype, self._device)
+            self._graphs[dtype] = self.compiled.graph.to(dtype, self.device)
         return self._graphs[dtype]
+
+    def with_options(self, options: BoundOptions) -> Bounder:
+        """The same with other options."""
+        other = Bounder.__new__(Bounder)
+        other.__dict__ = {**self.__dict__, "options": options}
+        return other
 
     def bound(self, domains: Domains) -> Bounded:
         """Bounds of all subdomains. What a float32 pass would settle but for rounding is redone in float64."""
-        result, doubtful = self._pass(domains, self._dtype)
-        if self._dtype != torch.float64 and bool(doubtful.any()):
+        result, doubtful = self._pass(domains, self.dtype)
+        if self.dtype != torch.float64 and bool(doubtful.any()):
             rows = doubtful.nonzero()[:, 0]
             exact, _ = self._pass(domains.index(rows), torch.float64)
-            result = _replace(result, exact, rows)
+            fields = ("score", "disjunct", "refuted", "planes", "constants")
+            merged = {n: getattr(result, n).index_copy(0, rows, getattr(exact, n)) for n in fields}
+            result = replace(result, **merged)
         return result
 
     def known(self, bounded: Bounded) -> dict[int, Interval]:
@@ -84,133 +132,194 @@ class CrownBounder:
         count = len(bounded.score)
         return {i: bounded.bounds[i].expand(count) for i in self.split_nodes if i in bounded.bounds}
 
+    def _enclosures(self, domains: Domains, dtype: torch.dtype) -> tuple[dict[int, Interval], Tensor]:
+        """What is known of inner nodes, cut constraints included, and which subdomains [M] the cuts leave empty."""
+        known = {i: b.index(domains.case).narrow(dtype) for i, b in self.root.items()}
+        for i, b in domains.known.items():
+            own = b.narrow(dtype)
+            known[i] = own.intersect(known[i]) if i in known else own
+        empty = torch.zeros(len(domains), dtype=torch.bool, device=self.device)
+        for i, cut in domains.cuts.items():
+            ends = cut.to(dtype)
+            if i in known:
+                empty |= ((ends.lower > known[i].upper) | (ends.upper < known[i].lower)).flatten(1).any(1)
+                known[i] = known[i].intersect(ends)
+            else:
+                known[i] = ends
+        return known, empty
+
     def _pass(self, domains: Domains, dtype: torch.dtype) -> tuple[Bounded, Tensor]:
         graph = self._graph(dtype)
         box = Interval(domains.lower, domains.upper).narrow(dtype)
         sets = [Box(box.lower, box.upper)]
-        known = {i: b.narrow(dtype) for i, b in domains.known.items()}
-        effort = Effort(memory=self._memory)
+        known, empty = self._enclosures(domains, dtype)
         below = graph.nodes[self.target].inputs or (self.target,)
+        effort = Effort(refine=self.options.refine and self.options.linear, memory=self.options.memory)
         bounds = inner_bounds(graph, sets, below, known, effort=effort)
         bounds[self.target] = graph.nodes[self.target].op.interval(*[bounds[j] for j in below])
+        packed = self._pack(domains)
+        if not self.options.linear:
+            return self._from_intervals(domains, packed, bounds, empty)
+        scale = torch.ones(packed.atoms.shape, dtype=dtype, device=self.device)
+        rows = Rows(packed.atoms.clamp(min=0), scale, graph.nodes[self.target].shape)
+        cuts = {i: c.to(dtype) for i, c in domains.cuts.items()}
+        final = FinalPass(graph, sets, self.target, rows, packed.atoms.shape[1], bounds, cuts)
+        record = self.elementwise if self.options.gaps else []
+        warm = domains.warm if dtype == self.dtype else {}
+        found = self._improve(final, packed, warm, record)
+        result, doubtful = self._gather(domains, packed, found.plane, found.lower, bounds, empty)
+        gaps = self._gaps(found, result, packed, bounds) if record else {}
+        return replace(result, warm=found.leaves if domains.cuts else {}, gaps=gaps), doubtful & ~empty
+
+    def _improve(self, final: FinalPass, packed: _Packed, warm: Leaves, record: list[int]) -> Ascent:
+        """The plain bound; where it refutes too little and nothing was optimised before, the optimised one."""
+        if final.cuts or warm:
+            return final.ascend(self.options.ascent, warm, record)
+        plain = final.ascend(AscentOptions(steps=0), record=record)
+        width = packed.table.shape[2]
+        margins = torch.where(packed.atoms >= 0, plain.lower, -torch.inf).unflatten(1, (-1, width)).amax(2)
+        absent = (packed.atoms < 0).unflatten(1, (-1, width)).all(2)
+        rows = ((margins <= 0) & ~absent).any(1).nonzero()[:, 0]
+        if not len(rows) or not self.options.ascent.steps:
+            return plain
+        part = FinalPass(
+            final.graph,
+            [s.index(rows) for s in final.sets],
+            final.target,
+            Rows(packed.atoms.clamp(min=0)[rows], torch.ones_like(plain.lower[rows]), final.graph.nodes[final.target].shape),
+            final.count,
+            {i: b.index(rows) for i, b in final.bounds.items()},
+        )
+        better = part.ascend(self.options.ascent, record=record)
+        return _merged(plain, better, rows)
+
+    def _from_intervals(
+        self, domains: Domains, packed: _Packed, bounds: Bounds, empty: Tensor
+    ) -> tuple[Bounded, Tensor]:
+        lower = bounds[self.target].lower.expand(len(domains), -1).gather(1, packed.atoms.clamp(min=0))
+        size = domains.lower.shape[1]
+        plane = LinearBound(
+            {self.graph.inputs[0]: lower.new_zeros(*lower.shape, size)}, lower, torch.zeros_like(lower)
+        )
+        return self._gather(domains, packed, plane, lower, bounds, empty)
+
+    def _pack(self, domains: Domains) -> _Packed:
         table = self.clauses[domains.case]
         present = (table >= 0).any(2) & domains.open
-        atoms, owner = _packed(table, present)
-        rows = Rows(
-            atoms.clamp(min=0),
-            torch.ones(atoms.shape, dtype=dtype, device=self._device),
-            graph.nodes[self.target].shape,
-        )
-        plane = specification_bound(graph, sets, self.target, rows, bounds)
-        lower = plane.minimum(graph, sets).expand(len(domains), -1)
-        if self._steps:
-            plane, lower = self._improve(graph, sets, rows, bounds, plane, lower, atoms)
-        lower = lower.double()
-        coefficients = plane.coefficients.get(graph.inputs[0])
-        if coefficients is None:
-            coefficients = lower.new_zeros(len(domains), atoms.shape[1], graph.nodes[graph.inputs[0]].numel)
-        error = torch.zeros_like(plane.constant) if plane.error is None else plane.error
-        return self._gather(
-            domains,
-            table,
-            present,
-            owner,
-            lower.expand(len(domains), -1),
-            coefficients.double().expand(len(domains), -1, -1),
-            plane.constant.double().expand(len(domains), -1),
-            error.double().expand(len(domains), -1),
-            bounds,
-        )
-
-    def _improve(
-        self,
-        graph: Graph,
-        sets: list[Box],
-        rows: Rows,
-        bounds: Bounds,
-        plane: LinearBound,
-        lower: Tensor,
-        atoms: Tensor,
-    ) -> tuple[LinearBound, Tensor]:
-        """The final pass with optimised slopes for the subdomains that have an atom left to refute."""
-        width = self.clauses.shape[2]
-        margins = torch.where(atoms >= 0, lower, -torch.inf).unflatten(1, (-1, width)).amax(2)
-        absent = (atoms < 0).unflatten(1, (-1, width)).all(2)
-        doubtful = ((margins <= 0) & ~absent).any(1).nonzero()[:, 0]
-        if not len(doubtful):
-            return plane, lower
-        part = [s.index(doubtful) for s in sets]
-        some = {i: b.index(doubtful) for i, b in bounds.items()}
-        own = Rows(rows.index[doubtful], rows.scale[doubtful], rows.shape)
-        better = ascend(graph, part, self.target, own, some, rows.index.shape[1], self._steps)
-        found = better.minimum(graph, part)
-        old = pick_better(plane, plane, torch.zeros_like(lower, dtype=torch.bool))
-        chosen = pick_better(old.index(doubtful), better, found > lower[doubtful])
-        error = None
-        if old.error is not None and chosen.error is not None:
-            error = old.error.index_copy(0, doubtful, chosen.error)
-        merged = LinearBound(
-            {i: c.index_copy(0, doubtful, chosen.coefficients[i]) for i, c in old.coefficients.items()},
-            old.constant.index_copy(0, doubtful, chosen.constant),
-            error,
-        )
-        return merged, lower.index_copy(0, doubtful, torch.maximum(found, lower[doubtful]))
+        count = max(1, int(present.sum(1).amax()))
+        if count == table.shape[1]:
+            owner = torch.arange(count, device=table.device).expand(len(table), -1)
+            return _Packed(table.flatten(1), owner, table, present)
+        owner = (present.long().cumsum(1) - 1).clamp(min=0)
+        chosen = present.to(torch.uint8).argsort(1, descending=True, stable=True)[:, :count]
+        atoms = table.gather(1, chosen.unsqueeze(2).expand(-1, -1, table.shape[2])).flatten(1)
+        return _Packed(atoms, owner, table, present)
 
     def _gather(
-        self,
-        domains: Domains,
-        table: Tensor,
-        present: Tensor,
-        owner: Tensor,
-        lower: Tensor,
-        coefficients: Tensor,
-        constant: Tensor,
-        error: Tensor,
-        bounds: Bounds,
+        self, domains: Domains, packed: _Packed, plane: LinearBound, lower: Tensor, bounds: Bounds, empty: Tensor
     ) -> tuple[Bounded, Tensor]:
         """Rows of a batch back to their places [M, D, C] in the clauses."""
-        batch, disjuncts, width = table.shape
-        used = (table >= 0) & present.unsqueeze(2)
-        strict = self.strict[table.clamp(min=0)]
-        place = owner.view(batch, disjuncts, 1) * width + torch.arange(width, device=owner.device)
-        place = place.clamp(max=lower.shape[1] - 1).view(batch, -1)
+        batch, disjuncts, width = packed.table.shape
+        used = (packed.table >= 0) & packed.present.unsqueeze(2)
+        strict = self.strict[packed.table.clamp(min=0)]
+        place = packed.owner.unsqueeze(2) * width + torch.arange(width, device=lower.device)
+        place = place.clamp(max=lower.shape[1] - 1).reshape(batch, -1)
 
         def back(t: Tensor) -> Tensor:
-            return t.gather(1, place).view(batch, disjuncts, width)
+            return t.double().expand(batch, -1).gather(1, place).view(batch, disjuncts, width)
 
+        error = torch.zeros_like(plane.constant) if plane.error is None else plane.error
         margin = torch.where(used, back(lower), -torch.inf)
         closed = used & ((margin > 0) | (strict & (margin >= 0)))
-        hopeful = used & (back(lower + 2 * error) > 0) & ~closed
-        absent = ~present
-        refuted = closed.any(2) | absent
+        hopeful = used & (back(lower) + 2 * back(error) > 0) & ~closed
+        absent = ~packed.present
+        refuted = closed.any(2) | absent | empty.unsqueeze(1)
         disjunct = torch.where(absent, torch.inf, margin.amax(2))
-        picked = place.unsqueeze(2).expand(-1, -1, coefficients.shape[2])
-        planes = coefficients.gather(1, picked).view(batch, disjuncts, width, -1) * used.unsqueeze(3)
-        constants = torch.where(used, back(constant - error), -torch.inf)
+        planes = plane.coefficients.get(self.graph.inputs[0])
+        size = domains.lower.shape[1]
+        if planes is None:
+            planes = lower.new_zeros(batch, lower.shape[1], size)
+        planes = planes.flatten(2).double().expand(batch, -1, -1)
+        planes = planes.gather(1, place.unsqueeze(2).expand(-1, -1, size)).view(batch, disjuncts, width, size)
+        constants = torch.where(used, back(plane.constant) - back(error), -torch.inf)
+        proved = torch.where(absent, torch.inf, disjunct).amin(1).clamp(min=0)
+        score = torch.where(refuted.all(1), proved, torch.where(refuted, torch.inf, disjunct).amin(1))
         doubtful = (hopeful.any(2) & ~refuted).any(1)
-        score = torch.where(refuted, torch.inf, disjunct).amin(1)
-        score = torch.where(
-            refuted.all(1), torch.where(absent, torch.inf, disjunct).amin(1).clamp(min=0), score
-        )
-        return Bounded(score, disjunct, refuted, planes, constants, bounds), doubtful
+        result = Bounded(score, disjunct, refuted, planes * used.unsqueeze(3), constants, bounds)
+        return result, doubtful
+
+    def _gaps(self, found: Ascent, result: Bounded, packed: _Packed, bounds: Bounds) -> dict[int, Tensor]:
+        """Per node that elementwise operators read: what their relaxations may cost the least refuted disjunct's best
+        atom, |coefficient| times the widest gap between function and line seen at the ends and the branching point."""
+        batch, width = len(result.score), packed.table.shape[2]
+        worst = torch.where(result.refuted, torch.inf, result.disjunct).argmin(1)
+        place = packed.owner.gather(1, worst.unsqueeze(1)) * width
+        candidates = (place + torch.arange(width, device=place.device)).clamp(max=found.lower.shape[1] - 1)
+        values = torch.where(packed.atoms.gather(1, candidates) >= 0, found.lower.gather(1, candidates), -torch.inf)
+        row = candidates.gather(1, values.argmax(1, keepdim=True)).squeeze(1)
+        gaps: dict[int, Tensor] = {}
+        every = torch.arange(batch, device=row.device)
+        for i in self.elementwise:
+            node, op = self.graph.nodes[i], self.graph.nodes[i].op
+            if not isinstance(op, Elementwise):
+                continue
+            arrived = found.coefficients[i].expand(batch, -1, *node.shape)[every, row]
+            boxes = [bounds[j].expand(batch) for j in node.inputs]
+            own = {n: t[every, 0, row] for n, t in found.leaves.get((self.target, i), {}).items()}
+            cost = _cost(op, arrived.to(boxes[0].lower), boxes, own)
+            for k, j in enumerate(node.inputs):
+                part = cost * op.refinable(k, *boxes)
+                gaps[j] = gaps[j] + part if j in gaps else part
+        return gaps
 
 
-def _packed(table: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """The atoms [M, P * C] of each subdomain's present disjuncts, P the most that any has, and the place of every
-    disjunct among them [M, D]."""
-    count = max(1, int(present.sum(1).amax()))
-    owner = (present.long().cumsum(1) - 1).clamp(min=0)
-    if count == table.shape[1]:
-        owner = torch.arange(count, device=table.device).expand_as(owner)
-        return table.flatten(1), owner
-    chosen = present.to(torch.uint8).topk(count, dim=1, sorted=False).indices.sort(1).values
-    order = present.gather(1, chosen).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    chosen = chosen.gather(1, order)
-    return table.gather(1, chosen.unsqueeze(2).expand(-1, -1, table.shape[2])).flatten(1), owner
+def _cost(op: Elementwise, arrived: Tensor, boxes: list[Interval], own: Mapping[str, Tensor]) -> Tensor:
+    """|coefficient| times the widest gap between the function and the line that the coefficient takes."""
+    parameters = op.parameters(*boxes)
+    values = {}
+    for name, p in parameters.items():
+        raw = own.get(name)
+        values[name] = p.value if raw is None else raw.clamp(p.lower, p.upper)
+    lines = op.relax(values, *boxes)
+    below = above = torch.zeros_like(arrived)
+    points = [[b.lower for b in boxes], [b.upper for b in boxes]]
+    points.append([op.branching_point(k, *boxes).clamp(b.lower, b.upper) for k, b in enumerate(boxes)])
+    for point in points:
+        y = op.forward(*point)
+        low = y - sum(s * x for s, x in zip(lines.lower_slopes, point, strict=True))
+        high = sum(s * x for s, x in zip(lines.upper_slopes, point, strict=True)) - y
+        below = torch.maximum(below, low if lines.lower_intercept is None else low - lines.lower_intercept)
+        above = torch.maximum(above, high if lines.upper_intercept is None else high + lines.upper_intercept)
+    cost = arrived.clamp(min=0) * below - arrived.clamp(max=0) * above
+    return torch.nan_to_num(cost, nan=0.0, posinf=torch.finfo(cost.dtype).max)
 
 
-def _replace(result: Bounded, exact: Bounded, rows: Tensor) -> Bounded:
-    """The float64 results in the places of the float32 ones; inner enclosures stay."""
-    fields = ("score", "disjunct", "refuted", "planes", "constants")
-    merged = {name: getattr(result, name).index_copy(0, rows, getattr(exact, name)) for name in fields}
-    return Bounded(bounds=result.bounds, **merged)
+def _merged(plain: Ascent, better: Ascent, rows: Tensor) -> Ascent:
+    """The optimised results of the subdomains `rows` where they are better, row by row, and the plain ones."""
+    batch = len(plain.lower)
+    wins = better.lower > plain.lower[rows]
+
+    def merge(old: Tensor, new: Tensor) -> Tensor:
+        old = old.expand(batch, *old.shape[1:])
+        mask = wins.view(*wins.shape, *([1] * (old.dim() - 2)))
+        return old.index_copy(0, rows, torch.where(mask, new, old[rows]))
+
+    first, second = plain.plane, better.plane
+    error = None
+    if first.error is not None and second.error is not None:
+        error = merge(first.error, second.error)
+    plane = LinearBound(
+        {i: merge(c, second.coefficients[i]) for i, c in first.coefficients.items()},
+        merge(first.constant, second.constant),
+        error,
+    )
+    seen = {i: merge(c, better.coefficients[i]) for i, c in plain.coefficients.items()}
+    leaves = {
+        key: {
+            n: merge(t.squeeze(1), better.leaves[key][n].squeeze(1)).unsqueeze(1)
+            for n, t in own.items()
+            if n in better.leaves.get(key, {})
+        }
+        for key, own in plain.leaves.items()
+    }
+    return Ascent(plane, merge(plain.lower, better.lower), leaves, seen)

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from verifier.bounds.ascent import Leaves
 from verifier.graph import Interval
 
 
 @dataclass(frozen=True, eq=False)
 class Domains:
-    """M subdomains.
+    """M subdomains: half-spaces on nodes, the input included.
 
     `lower`, `upper` float64 [M, n_in] are their input boxes, `case` int64 [M] the case each belongs to, `open`
     bool [M, D] the disjuncts of its clause that are not refuted yet, `bound` float64 [M] a proved lower bound of
-    the score (negative infinity before the first). `known` encloses inner nodes on the subdomain (a parent's
-    bounds, true but perhaps loose).
+    the score (negative infinity before the first). `cuts` holds the constraints that splits put on inner nodes,
+    [M, *shape] with infinite ends where there is none. `known` encloses inner nodes on the subdomain (a parent's
+    bounds, true but perhaps loose), `warm` are the parent's optimised parameters [M, 1, R, *shape].
     """
 
     lower: Tensor
@@ -29,53 +31,75 @@ class Domains:
     open: Tensor
     bound: Tensor
     known: Mapping[int, Interval] = field(default_factory=dict)
+    cuts: Mapping[int, Interval] = field(default_factory=dict)
+    warm: Leaves = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.lower.shape[0]
 
     def index(self, rows: Tensor | slice) -> Domains:
         """Some of the subdomains, in the order of `rows` (positions, a slice, or a mask)."""
-        known = {i: Interval(b.lower[rows], b.upper[rows]) for i, b in self.known.items()}
         return Domains(
-            self.lower[rows], self.upper[rows], self.case[rows], self.open[rows], self.bound[rows], known
+            self.lower[rows],
+            self.upper[rows],
+            self.case[rows],
+            self.open[rows],
+            self.bound[rows],
+            {i: Interval(b.lower[rows], b.upper[rows]) for i, b in self.known.items()},
+            {i: Interval(b.lower[rows], b.upper[rows]) for i, b in self.cuts.items()},
+            {key: {n: t[rows] for n, t in own.items()} for key, own in self.warm.items()},
         )
 
     def forget(self) -> Domains:
-        """Without inner enclosures, which can be recomputed."""
-        return replace(self, known={})
+        """Without what can be recomputed: inner enclosures and parameters."""
+        return replace(self, known={}, warm={})
 
     @property
     def bytes(self) -> int:
-        tensors = [self.lower, self.upper, self.open, *[t for b in self.known.values() for t in b]]
+        ends = [t for part in (self.known, self.cuts) for b in part.values() for t in b]
+        leaves = [t for own in self.warm.values() for t in own.values()]
+        tensors = [self.lower, self.upper, self.open, *ends, *leaves]
         return sum(t.numel() * t.element_size() for t in tensors)
 
     @staticmethod
     def cat(parts: Sequence[Domains]) -> Domains:
-        """All parts one after another; inner enclosures are kept where every part has them."""
+        """All parts one after another; enclosures and parameters are kept where every part has them."""
         if len(parts) == 1:
             return parts[0]
-        keys = set(parts[0].known).intersection(*[set(p.known) for p in parts[1:]])
-        known = {
-            i: Interval(
-                torch.cat([p.known[i].lower for p in parts]), torch.cat([p.known[i].upper for p in parts])
-            )
-            for i in sorted(keys)
-        }
-        return Domains(
-            torch.cat([p.lower for p in parts]),
-            torch.cat([p.upper for p in parts]),
-            torch.cat([p.case for p in parts]),
-            torch.cat([p.open for p in parts]),
-            torch.cat([p.bound for p in parts]),
-            known,
-        )
+        tensors = [torch.cat([getattr(p, n) for p in parts]) for n in ("lower", "upper", "case", "open", "bound")]
+        shared = set.intersection(*[set(p.known) for p in parts])
+        known = {i: _joined([p.known[i] for p in parts]) for i in sorted(shared)}
+        cut = sorted(set.union(*[set(p.cuts) for p in parts]))
+        cuts = {i: _joined([p.cuts.get(i) or _free(p, parts, i) for p in parts]) for i in cut}
+        return Domains(*tensors, known, cuts, _joined_leaves([p.warm for p in parts]))
+
+
+def _joined(parts: Sequence[Interval]) -> Interval:
+    return Interval(torch.cat([p.lower for p in parts]), torch.cat([p.upper for p in parts]))
+
+
+def _free(part: Domains, parts: Sequence[Domains], node: int) -> Interval:
+    """No constraint, in the shape that another part has for the node."""
+    like = next(p.cuts[node].lower for p in parts if node in p.cuts)
+    end = torch.full((len(part), *like.shape[1:]), torch.inf, dtype=like.dtype, device=like.device)
+    return Interval(-end, end)
+
+
+def _joined_leaves(parts: Sequence[Leaves]) -> Leaves:
+    joined: Leaves = {}
+    for key in set.intersection(*[set(p) for p in parts]):
+        for name in set.intersection(*[set(p[key]) for p in parts]):
+            tensors = [p[key][name] for p in parts]
+            if len({t.shape[1:] for t in tensors}) == 1:
+                joined.setdefault(key, {})[name] = torch.cat(tensors)
+    return joined
 
 
 class Store:
     """Open subdomains, worst bound first.
 
     They are kept in blocks, so that pushing and taking copy no more than the subdomains concerned; blocks are
-    ordered by their worst bound. Above `budget` bytes new blocks leave their inner enclosures behind.
+    ordered by their worst bound. Above `budget` bytes new blocks leave behind what can be recomputed.
     """
 
     def __init__(self, budget: int = 2 << 30) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from verifier.branching.bounding import Bounded, CrownBounder
+from verifier.branching.bounding import Bounded, Bounder
 from verifier.branching.clip import clip
 from verifier.branching.domains import Domains, Store
 from verifier.branching.input_split import halve, scores, sensitivities
@@ -51,7 +51,7 @@ class Search:
 
     def __init__(
         self,
-        bounder: CrownBounder,
+        bounder: Bounder,
         start: Domains,
         try_points: Try,
         options: SearchOptions,
