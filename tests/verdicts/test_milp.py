@@ -1,0 +1,96 @@
+"""Verdicts on random tiny networks against exact optimisation."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+import verifier
+from tests.verdicts.milp import Milp
+from tests.verdicts.networks import Case, Join, Leaf, random_case, random_net, to_onnx
+from verifier.options import Options
+from verifier.results import Result, Status
+from verifier.specs.evaluator import satisfies
+from verifier.specs.load import parse_query
+
+NEAR = 1e-4
+"""Scores closer to zero than this may be decided either way by float32 and by the solver's tolerances."""
+OPTIONS = Options(timeout=60, max_domains=4000, batch_size=1024)
+PROOF_ONLY = Options(timeout=60, max_domains=4000, batch_size=1024, attack=False)
+
+
+def check(case: Case, result: Result, least: float) -> str:
+    """The verdict is right; returns its name."""
+    where = f"the least score is {least}\n{case.text()}"
+    if result.status is Status.SAT:
+        assert result.counterexample is not None
+        x = np.concatenate([v.reshape(-1) for v in result.counterexample.inputs.values()])
+        runtime = onnxruntime.InferenceSession(to_onnx(case.net), providers=["CPUExecutionProvider"])
+        y = runtime.run(None, {"v0": x.reshape(1, -1).astype(np.float32)})[0]
+        assert result.counterexample.tolerance == 0.0, where
+        assert satisfies(parse_query(case.text()), {"X": x, "Y": y}), where
+        assert least <= NEAR, where
+    elif result.status is Status.UNSAT:
+        assert least >= -1e-6, where
+    else:
+        assert abs(least) < NEAR, where
+    return result.status.value
+
+
+def run(seeds: range, options: Options) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for seed in seeds:
+        random = np.random.default_rng(seed)
+        case = random_case(random, random_net(random))
+        result = verifier.verify(to_onnx(case.net), parse_query(case.text()), options=options)
+        found[check(case, result, Milp(case).minimum())] += 1
+    return found
+
+
+@pytest.mark.parametrize("first", [0, 10])
+def test_verdicts(first: int) -> None:
+    found = run(range(first, first + 10), OPTIONS)
+    assert found["sat"] >= 2 and found["unsat"] >= 2
+
+
+def test_verdicts_without_attack() -> None:
+    found = run(range(100, 112), PROOF_ONLY)
+    assert found["sat"] >= 2 and found["unsat"] >= 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("first", range(1000, 1600, 50))
+def test_many_verdicts(first: int) -> None:
+    found = run(range(first, first + 50), OPTIONS)
+    assert found["sat"] >= 10 and found["unsat"] >= 10
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("first", range(2000, 2200, 50))
+def test_many_verdicts_without_attack(first: int) -> None:
+    found = run(range(first, first + 50), PROOF_ONLY)
+    assert found["sat"] >= 10 and found["unsat"] >= 10
+
+
+def score(formula: Join | Leaf, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The formula's score at points [N, inputs + outputs]."""
+    if isinstance(formula, Leaf):
+        return np.sum([a * columns[:, i] for i, a in formula.terms], axis=0) + formula.constant
+    parts = np.stack([score(child, columns) for child in formula.children])
+    return parts.max(0) if formula.both else parts.min(0)
+
+
+def test_oracle_bounds_samples_from_below() -> None:
+    """No sampled point is below the oracle's minimum, and in small boxes some come close."""
+    for seed in range(12):
+        random = np.random.default_rng(seed)
+        case = random_case(random, random_net(random, 12))
+        least = Milp(case).minimum()
+        points = case.lower + (case.upper - case.lower) * random.random((20000, case.net.inputs))
+        values = score(case.formula, np.concatenate([points, case.net.evaluate(points)], 1))
+        assert values.min() >= least - 1e-5
+        assert values.min() <= least + 0.35 * (np.ptp(values) + 1e-3)
