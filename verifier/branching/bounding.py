@@ -211,7 +211,7 @@ class Bounder:
             owner = torch.arange(count, device=table.device).expand(len(table), -1)
             return _Packed(table.flatten(1), owner, table, present)
         owner = (present.long().cumsum(1) - 1).clamp(min=0)
-        chosen = present.to(torch.uint8).argsort(1, descending=True, stable=True)[:, :count]
+        chosen = present.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
         atoms = table.gather(1, chosen.unsqueeze(2).expand(-1, -1, table.shape[2])).flatten(1)
         return _Packed(atoms, owner, table, present)
 
