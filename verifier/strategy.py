@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,16 +13,34 @@ from torch import Tensor
 from verifier.attack.falsify import falsify
 from verifier.attack.gradient import AttackOptions
 from verifier.attack.replay import Judge, Networks
+from verifier.bounds.alpha import AlphaOptions, optimise
+from verifier.bounds.final import AscentOptions
+from verifier.branching.activation_split import ActivationBrancher, by_disjunct
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
+from verifier.branching.input_split import InputBrancher
 from verifier.branching.search import Outcome, Search, SearchOptions
+from verifier.graph import Elementwise, Graph, Interval
+from verifier.graph.coefficients import Rows
 from verifier.options import Options
 from verifier.results import Counterexample, Progress, Reason, Result, Stats, Status
+from verifier.sets import Box
 from verifier.specs.compile import Compiled
 from verifier.specs.query import Query
 
 QUICK_ROUNDS = 2
+"""Rounds of the attack before any bound."""
+SLICE = 2.0
+"""Seconds of branch and bound before the attack gets another turn; each turn of both is longer by half."""
+ATTACK_SHARE = 0.25
 TRIES_PER_STEP = 4
+INPUT_DIMENSIONS = 16
+"""Up to this many inputs that vary, boxes are split; above, neurons are."""
+STEP_WORK = 3e8
+"""Coefficients in one step of branch and bound, about."""
+ROOT_ITERATIONS = 20
+
+ProgressCallback = Callable[[Progress], None]
 
 
 @dataclass
@@ -45,67 +63,147 @@ def solve(
     compiled: Compiled,
     options: Options,
     deadline: float,
-    progress: Callable[[Progress], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Result:
     """Decide a compiled query by `deadline` (of `time.monotonic`); never raises for a limit that is reached."""
-    clock = Clock()
-    device = _device(options)
-    if compiled.empty_reason is not None:
-        stats = Stats(seconds=clock.seconds, device=str(device))
-        return Result(
-            Status.UNSAT, math.inf, reason=Reason.EMPTY_INPUT_SET, detail=compiled.empty_reason, stats=stats
-        )
-    margin = math.inf
-    if options.attack:
+    return _Run(query, networks, compiled, options, deadline, progress).result()
+
+
+class _Run:
+    """One query. The attack and branch and bound take turns until one of them is done."""
+
+    def __init__(
+        self,
+        query: Query,
+        networks: Networks,
+        compiled: Compiled,
+        options: Options,
+        deadline: float,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self.query, self.networks, self.compiled = query, networks, compiled
+        self.options, self.deadline, self.progress = options, deadline, progress
+        self.device = _device(options)
+        self.dtype = torch.float64 if options.dtype == "float64" else torch.float32
+        self.memory = int(options.max_memory_gb * 2**30) if options.max_memory_gb else _free_memory(self.device)
+        self.clock = Clock()
+        self.margin = math.inf
+        self.attacks = 0
+        self.unconfirmed = False
+
+    def result(self) -> Result:
+        if self.compiled.empty_reason is not None:
+            return self._result(
+                Outcome(Status.UNSAT, Reason.EMPTY_INPUT_SET, math.inf, 0, 0), self.compiled.empty_reason
+            )
+        found = self._attack(self.deadline, QUICK_ROUNDS)
+        if found is not None:
+            return self._result(Outcome(Status.SAT, Reason.NONE, -math.inf, 0, 0, found))
+        search = self._search()
+        self.clock.phase("root")
+        if isinstance(search, Outcome):
+            return self._result(search)
+        share = SLICE
+        while True:
+            outcome = search.run(time.monotonic() + share if self.options.attack else math.inf)
+            self.clock.phase("branch and bound")
+            if outcome is not None:
+                return self._result(outcome)
+            found = self._attack(min(self.deadline, time.monotonic() + ATTACK_SHARE * share), None)
+            if found is not None:
+                return self._result(
+                    Outcome(Status.SAT, Reason.NONE, -math.inf, search.domains, search.branches, found)
+                )
+            share *= 1.5
+
+    def _attack(self, deadline: float, rounds: int | None) -> Counterexample | None:
+        if not self.options.attack:
+            return None
+        settings = AttackOptions(seed=self.options.seed + self.attacks)
+        self.attacks += 1
         found = falsify(
-            compiled, query, networks, deadline, AttackOptions(seed=options.seed), QUICK_ROUNDS, progress
+            self.compiled, self.query, self.networks, deadline, settings, rounds, self.progress
         )
-        clock.phase("attack")
-        margin = found.margin
-        if found.counterexample is not None:
-            stats = Stats(seconds=clock.seconds, device=str(device), attack_margin=margin)
-            return Result(Status.SAT, counterexample=found.counterexample, stats=stats)
-    outcome, dtype = _branch(query, networks, compiled, options, deadline, device, progress)
-    clock.phase("branch and bound")
-    stats = Stats(
-        domains=outcome.domains,
-        branches=outcome.branches,
-        seconds=clock.seconds,
-        device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
-        attack_margin=margin,
-    )
-    bound = outcome.bound if math.isfinite(outcome.bound) else None
-    return Result(outcome.status, bound, outcome.counterexample, outcome.reason, stats=stats)
+        self.clock.phase("attack")
+        self.margin = min(self.margin, found.margin)
+        self.unconfirmed |= found.unconfirmed
+        return found.counterexample
 
+    def _search(self) -> Search | Outcome:
+        """Branch and bound, ready to run; an Outcome when the root bounds already decide."""
+        compiled = self.compiled
+        linear = self.options.method != "interval"
+        steps = 0 if self.options.method in ("crown", "interval") else AscentOptions.steps
+        settings = BoundOptions(linear=linear, ascent=AscentOptions(steps), memory=self.memory // 4)
+        bounder = Bounder(compiled, self.device, self.dtype, settings)
+        start = Domains(
+            compiled.lower.to(self.device),
+            compiled.upper.to(self.device),
+            torch.arange(len(compiled.lower), device=self.device),
+            (compiled.clauses >= 0).any(2).to(self.device),
+            torch.full((len(compiled.lower),), -math.inf, dtype=torch.float64, device=self.device),
+        )
+        brancher = InputBrancher(bounder)
+        if linear and self._splits_activations(bounder):
+            bounder, start = self._root(bounder, start)
+            brancher = ActivationBrancher(bounder)
+            if not len(start):
+                return Outcome(Status.UNSAT, Reason.NONE, 0.0, len(compiled.lower), 0)
+        limits = SearchOptions(
+            deadline=self.deadline,
+            batch=self.options.batch_size or _batch(bounder),
+            max_domains=self.options.max_domains,
+            memory=self.memory // 2,
+        )
+        attempt = _Attempt(self.query, self.networks, compiled, self.device)
+        return Search(bounder, brancher, start, attempt, limits, self.progress)
 
-def _branch(
-    query: Query,
-    networks: Networks,
-    compiled: Compiled,
-    options: Options,
-    deadline: float,
-    device: torch.device,
-    progress: Callable[[Progress], None] | None,
-) -> tuple[Outcome, torch.dtype]:
-    dtype = torch.float64 if options.dtype == "float64" else torch.float32
-    memory = int((options.max_memory_gb or 4.0) * 2**30)
-    bounder = Bounder(compiled, device, dtype, BoundOptions(memory=memory // 4))
-    start = Domains(
-        compiled.lower.to(device),
-        compiled.upper.to(device),
-        torch.arange(len(compiled.lower), device=device),
-        (compiled.clauses >= 0).any(2).to(device),
-        torch.full((len(compiled.lower),), -math.inf, dtype=torch.float64, device=device),
-    )
-    attempt = _Attempt(query, networks, compiled, device)
-    limits = SearchOptions(
-        deadline=deadline,
-        batch=options.batch_size or 1024,
-        max_domains=options.max_domains,
-        memory=memory // 2,
-    )
-    return Search(bounder, start, attempt, limits, progress).run(), dtype
+    def _splits_activations(self, bounder: Bounder) -> bool:
+        if self.options.branching != "auto":
+            return self.options.branching == "activation"
+        varying = (self.compiled.upper > self.compiled.lower).sum(1).amax()
+        return bool(bounder.elementwise) and int(varying) > INPUT_DIMENSIONS
+
+    def _root(self, bounder: Bounder, start: Domains) -> tuple[Bounder, Domains]:
+        """Optimised bounds of every case; the bounder that hands them down, and what is left, by disjunct."""
+        settings = replace(
+            bounder.options, refine=False, gaps=True, ascent=AscentOptions(steps=8, rate=0.2)
+        )
+        found = bounder.bound(start)
+        left = ~found.refuted.all(1)
+        start = replace(start, open=start.open & ~found.refuted).index(left)
+        known = {i: b.index(left) for i, b in bounder.known(found).items()}
+        if len(start):
+            known = self._optimised(bounder, start, known)
+        start = by_disjunct(replace(start, known=known))
+        return bounder.with_options(settings), start
+
+    def _optimised(self, bounder: Bounder, start: Domains, known: dict[int, Interval]) -> dict[int, Interval]:
+        """Inner enclosures by alpha-CROWN, for the cases that are still open."""
+        if self.options.method == "crown":
+            return known
+        box = Interval(start.lower, start.upper).narrow(self.dtype)
+        table = bounder.clauses[start.case].flatten(1).clamp(min=0)
+        scale = torch.ones(table.shape, dtype=self.dtype, device=self.device)
+        rows = Rows(table, scale, bounder.graph.nodes[bounder.target].shape)
+        settings = AlphaOptions(iterations=ROOT_ITERATIONS, memory=self.memory // 8)
+        best = optimise(bounder.graph, [Box(box.lower, box.upper)], bounder.target, rows, known, None, settings)
+        return {i: best.bounds[i].expand(len(start)) for i in known}
+
+    def _result(self, outcome: Outcome, detail: str = "") -> Result:
+        reason = outcome.reason
+        if outcome.status is Status.UNKNOWN and self.unconfirmed:
+            reason = Reason.UNCONFIRMED
+        stats = Stats(
+            domains=outcome.domains,
+            branches=outcome.branches,
+            seconds=self.clock.seconds,
+            device=str(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+            attack_margin=self.margin if math.isfinite(self.margin) else None,
+        )
+        bound = outcome.bound if math.isfinite(outcome.bound) else None
+        return Result(outcome.status, bound, outcome.counterexample, reason, detail, stats)
 
 
 class _Attempt:
@@ -129,6 +227,26 @@ class _Attempt:
             if found is not None:
                 return found
         return None
+
+
+def _batch(bounder: Bounder) -> int:
+    """How many subdomains make a step of reasonable work."""
+    return int(min(max(STEP_WORK / _work(bounder.graph), 16), 1024))
+
+
+def _work(graph: Graph) -> float:
+    """Coefficients that the passes of one subdomain meet, about."""
+    sizes = [n.numel for n in graph.nodes if isinstance(n.op, Elementwise)] or [1]
+    return float(sum(sizes) * max(sizes))
+
+
+def _free_memory(device: torch.device) -> int:
+    """Half of what is free on the device, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    import psutil
+
+    return psutil.virtual_memory().available // 2
 
 
 def _device(options: Options) -> torch.device:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from verifier.bounds.interval import Bounds
-from verifier.branching.bounding import Bounded
+from verifier.branching.bounding import Bounded, Bounder
 from verifier.branching.domains import Domains
 from verifier.graph import Affine, Elementwise, Graph, Interval
 from verifier.graph.op import Constant, Input
+
+SENSITIVITY_WORK = 100_000_000
+"""Above this many numbers per layer the sensitivities cost more than they tell."""
 
 
 def sensitivities(graph: Graph, bounds: Bounds, batch: int) -> Tensor:
@@ -115,3 +118,19 @@ def halve(domains: Domains, score: Tensor) -> tuple[Domains, Tensor]:
     low = replace(kept, upper=kept.upper.scatter(1, best, middle))
     high = replace(kept, lower=kept.lower.scatter(1, best, middle))
     return Domains.cat([low, high]), stuck
+
+
+@dataclass(frozen=True, eq=False)
+class InputBrancher:
+    """Halves every box along the coordinate with the best score."""
+
+    bounder: Bounder
+
+    def branch(self, domains: Domains, bounded: Bounded) -> tuple[Domains, Tensor]:
+        """Both halves of every subdomain, and a mask [M] of subdomains that have nothing to halve."""
+        graph = self.bounder.graph
+        widest = max(graph.nodes[i].numel for i in graph.ancestors(self.bounder.target))
+        jacobian = None
+        if len(domains) * domains.lower.shape[1] * widest <= SENSITIVITY_WORK:
+            jacobian = sensitivities(graph, bounded.bounds, len(domains))
+        return halve(domains, scores(domains, bounded, self.bounder.clauses, jacobian))

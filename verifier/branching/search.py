@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,15 +14,20 @@ from torch import Tensor
 from verifier.branching.bounding import Bounded, Bounder
 from verifier.branching.clip import clip
 from verifier.branching.domains import Domains, Store
-from verifier.branching.input_split import halve, scores, sensitivities
 from verifier.results import Counterexample, Progress, Reason, Status
 
 Try = Callable[[Tensor, Tensor], Counterexample | None]
 """Points [M, n_in] in float64 with their cases [M], to be evaluated and confirmed; a counterexample ends the search."""
 
 CLIP_WORK = 30_000_000
-SENSITIVITY_WORK = 100_000_000
-SECONDS_PER_STEP = 1.0
+"""Above this many plane coefficients in a batch, boxes are not clipped."""
+
+class Brancher(Protocol):
+    """Splits open subdomains."""
+
+    def branch(self, domains: Domains, bounded: Bounded) -> tuple[Domains, Tensor]:
+        """Parts that together cover each subdomain, and a mask [M] of subdomains that cannot be split further."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,43 +59,48 @@ class Search:
     def __init__(
         self,
         bounder: Bounder,
+        brancher: Brancher,
         start: Domains,
         try_points: Try,
         options: SearchOptions,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._bounder, self._try, self._options, self._progress = bounder, try_points, options, progress
+        self._bounder, self._brancher, self._try = bounder, brancher, try_points
+        self._options, self._progress = options, progress
         self._store = Store(options.memory)
         self._store.push(start)
         self._closed = torch.inf
         self._stuck = torch.inf
         self._began = time.monotonic()
+        self._size = min(options.batch, 64)
         self.domains = 0
         self.branches = 0
 
-    def run(self) -> Outcome:
-        """Until everything is refuted, a counterexample is confirmed, or a limit is reached."""
-        size = min(self._options.batch, 64)
+    def run(self, until: float = math.inf) -> Outcome | None:
+        """Until everything is refuted, a counterexample is confirmed, or a limit is reached; None when the time
+        `until` (of `time.monotonic`) comes first, after which the search can go on."""
         while len(self._store):
-            if time.monotonic() > self._options.deadline:
+            now = time.monotonic()
+            if now > self._options.deadline:
                 return self._outcome(Status.TIMEOUT, Reason.NONE)
             if self._options.max_domains is not None and self.domains >= self._options.max_domains:
                 return self._outcome(Status.UNKNOWN, Reason.DOMAIN_LIMIT)
-            batch = self._store.take(size)
-            began = time.monotonic()
+            if now > until:
+                return None
+            batch = self._store.take(self._size)
             try:
                 found = self._step(batch)
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
                 self._store.push(batch)
-                if size == 1:
+                if len(batch) == 1:
                     return self._outcome(Status.UNKNOWN, Reason.MEMORY)
-                size = max(1, len(batch) // 2)
+                self._size = max(1, len(batch) // 2)
                 continue
             if found is not None:
                 return self._outcome(Status.SAT, Reason.NONE, found)
-            size = self._next_size(size, len(batch), time.monotonic() - began)
+            self._size = self._next_size(self._size, len(batch), time.monotonic() - now)
             self._report()
         if self._stuck < torch.inf:
             return self._outcome(Status.UNKNOWN, Reason.NUMERICS)
@@ -104,59 +116,35 @@ class Search:
             if not bool(open_.any()):
                 return None
             known = self._bounder.known(bounded)
-            rest, left, jacobian = self._keep(batch, bounded, open_)
+            left = bounded.index(open_)
+            rest = replace(
+                batch.index(open_),
+                open=batch.open[open_] & ~left.refuted,
+                bound=torch.maximum(batch.bound[open_], left.score),
+                known={i: b.index(open_) for i, b in known.items()},
+                warm=left.warm,
+            )
             found = self._try(*_candidates(rest, left))
             if found is not None:
                 return found
-            rest = replace(rest, known={i: b.index(open_) for i, b in known.items()})
-            rest, left, jacobian = self._clip(rest, left, jacobian)
+            rest, left = self._clip(rest, left)
             if not len(rest):
                 return None
-            children, stuck = halve(rest, scores(rest, left, self._bounder.clauses, jacobian))
+            children, stuck = self._brancher.branch(rest, left)
             if bool(stuck.any()):
                 self._stuck = min(self._stuck, float(rest.bound[stuck].min()))
             self.branches += len(children) // 2
             self._store.push(children)
         return None
 
-    def _keep(
-        self, batch: Domains, bounded: Bounded, open_: Tensor
-    ) -> tuple[Domains, Bounded, Tensor | None]:
-        """The subdomains that are still open, with their bounds, and the sensitivities if they are affordable."""
-        graph = self._bounder.graph
-        widest = max(graph.nodes[i].numel for i in graph.ancestors(self._bounder.target))
-        jacobian = None
-        if int(open_.sum()) * graph.nodes[graph.inputs[0]].numel * widest <= SENSITIVITY_WORK:
-            bounds = {i: b.index(open_) for i, b in bounded.bounds.items()}
-            jacobian = sensitivities(graph, bounds, int(open_.sum()))
-        rest = batch.index(open_)
-        rest = replace(
-            rest,
-            open=rest.open & ~bounded.refuted[open_],
-            bound=torch.maximum(rest.bound, bounded.score[open_]),
-            known={},
-        )
-        left = Bounded(
-            bounded.score[open_],
-            bounded.disjunct[open_],
-            bounded.refuted[open_],
-            bounded.planes[open_],
-            bounded.constants[open_],
-            {},
-        )
-        return rest, left, jacobian
-
-    def _clip(
-        self, rest: Domains, left: Bounded, jacobian: Tensor | None
-    ) -> tuple[Domains, Bounded, Tensor | None]:
+    def _clip(self, rest: Domains, left: Bounded) -> tuple[Domains, Bounded]:
         """Every box shrunk to the hull of its open disjuncts' boxes; empty ones are closed."""
         batch, disjuncts, width, size = left.planes.shape
         if left.planes.numel() > CLIP_WORK:
-            return rest, left, jacobian
+            return rest, left
         finite = left.constants.isfinite()
-        constants = torch.where(finite, left.constants, 0.0).flatten(0, 1)
+        constants = torch.where(finite, left.constants, -1.0).flatten(0, 1)
         planes = torch.where(finite.unsqueeze(3), left.planes, 0.0).flatten(0, 1)
-        constants = torch.where(finite.flatten(0, 1), constants, -1.0)
         wide = [t.unsqueeze(1).expand(-1, disjuncts, -1).flatten(0, 1) for t in (rest.lower, rest.upper)]
         lower, upper, empty = clip(wide[0], wide[1], planes, constants)
         gone = (empty.view(batch, disjuncts) | left.refuted).unsqueeze(2)
@@ -166,21 +154,17 @@ class Search:
         if not bool(alive.all()):
             self._closed = min(self._closed, 0.0)
         rest = replace(rest, lower=lower, upper=upper, open=rest.open & ~gone.squeeze(2)).index(alive)
-        left = Bounded(
-            left.score[alive],
-            left.disjunct[alive],
-            (left.refuted | gone.squeeze(2))[alive],
-            left.planes[alive],
-            left.constants[alive],
-            {},
-        )
-        return rest, left, None if jacobian is None else jacobian[alive]
+        left = replace(left, refuted=left.refuted | gone.squeeze(2)).index(alive)
+        return rest, left
 
     def _next_size(self, size: int, count: int, seconds: float) -> int:
-        """Twice as many, within the limit and about a second (less when the deadline is near)."""
-        left = max(self._options.deadline - time.monotonic(), 0.0)
-        affordable = int(count / max(seconds, 1e-6) * min(SECONDS_PER_STEP, 0.2 * left))
-        return max(1, min(2 * size, self._options.batch, max(affordable, 16)))
+        """Twice as many, within the limit: a schedule that does not depend on the clock, so that a search can be
+        repeated, except where a step would not end before the deadline."""
+        left = self._options.deadline - time.monotonic()
+        wanted = max(1, min(2 * size, self._options.batch))
+        if wanted / max(count, 1) * seconds > 0.3 * left:
+            return max(1, int(count / max(seconds, 1e-6) * 0.3 * max(left, 0.0)))
+        return wanted
 
     def _report(self) -> None:
         if self._progress is not None:
