@@ -35,7 +35,7 @@ def display(stream: TextIO | None = None) -> Iterator[ProgressCallback]:
     """Yields the callback to give to a search. `stream` is stderr unless told; rich serves terminals only."""
     target = stream or sys.stderr
     if not target.isatty():
-        yield throttled(lambda p: _plain(p, target), _PLAIN_PERIOD)
+        yield throttled(lambda p: _plain(p, target), _PLAIN_PERIOD, at_once=False)
         return
     from rich.console import Console
     from rich.live import Live
@@ -52,9 +52,10 @@ def _plain(p: Progress, stream: TextIO) -> None:
     stream.flush()
 
 
-def throttled(show: ProgressCallback, period: float) -> ProgressCallback:
-    """`show`, called at most once per `period` seconds; the calls between are dropped."""
-    last = -math.inf
+def throttled(show: ProgressCallback, period: float, at_once: bool = True) -> ProgressCallback:
+    """`show`, called at most once per `period` seconds, the first time `at_once` or after one; other calls are
+    dropped."""
+    last = -math.inf if at_once else time.monotonic()
 
     def call(p: Progress) -> None:
         nonlocal last

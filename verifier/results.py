@@ -168,7 +168,8 @@ class Result:
     @property
     def explanation(self) -> str:
         """Why, and what to try next, in full sentences."""
-        parts = (self.detail, self.reason.text or self.status.advice)
+        detail = f"{self.detail.removesuffix('.')}." if self.detail else ""
+        parts = (detail, self.reason.text or self.status.advice)
         return " ".join(part for part in parts if part)
 
     def to_dict(self) -> dict[str, Any]:

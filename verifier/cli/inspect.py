@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from verifier.report.columns import columns
+from verifier.results import Inspection
 
 
 def command(
@@ -21,6 +22,15 @@ def command(
     from verifier import api
 
     found = api.inspect(model) if spec is None else api.inspect(model, spec)
+    if found.nodes:
+        _show(found)
+    if found.unsupported:
+        typer.echo(f"{len(found.unsupported)} not supported:")
+        refused = [(n.name, n.operator, str(n.opset), n.reason) for n in found.unsupported]
+        typer.echo(columns(("node", "operator", "opset", "reason"), refused))
+
+
+def _show(found: Inspection) -> None:
     for title, shapes in (("inputs", found.inputs), ("outputs", found.outputs)):
         typer.echo(f"{title}: " + ", ".join(f"{name} {_shape(shape)}" for name, shape in shapes.items()))
     typer.echo(f"opset: {found.opset or 'none'}, parameters: {found.parameters}\n")
@@ -28,11 +38,10 @@ def command(
         (n.name, n.operator, _shape(n.shape), "" if n.unstable is None else str(n.unstable), n.note)
         for n in found.nodes
     ]
-    typer.echo(columns(("node", "operator", "shape", "unstable", "note"), rows))
-    if found.unsupported:
-        typer.echo(f"\n{len(found.unsupported)} not supported:")
-        refused = [(n.name, n.operator, str(n.opset), n.reason) for n in found.unsupported]
-        typer.echo(columns(("node", "operator", "opset", "reason"), refused))
+    typer.echo(
+        columns(("node", "operator", "shape", "unstable", "value in the model"), rows)
+        + "\n" * bool(found.unsupported)
+    )
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 from dataclasses import replace
@@ -59,11 +60,9 @@ def command(
         outcome = worker.run(job, clock.deadline, show)
     answer = _finish(outcome, target, clock)
     typer.echo(answer.stdout, nl=False)
-    for file, text in ((json, answer.json), (witness, answer.witness)):
-        if file is not None and text:
-            file.write_text(text)
-    typer.echo(answer.stderr, err=True)
-    raise typer.Exit(answer.code)
+    lost = [_write(file, text) for file, text in ((json, answer.json), (witness, answer.witness))]
+    typer.echo("\n".join([answer.stderr, *filter(None, lost)]), err=True)
+    raise typer.Exit(2 if any(lost) else answer.code)
 
 
 def _finish(outcome: Outcome, target: Target, clock: Clock) -> Answer:
@@ -137,6 +136,8 @@ def _vnnlib_version(path: Path) -> int:
 
 def existing(path: Path) -> Path:
     """The file, or the same with .gz when only that is there. Raises VerifierError."""
+    if path.is_dir():
+        raise VerifierError(f"{path} is a folder. Give the file itself.")
     packed = path.with_name(path.name + ".gz")
     for file in (path, packed):
         if file.is_file():
@@ -145,10 +146,27 @@ def existing(path: Path) -> Path:
 
 
 def _check_writable(file: Path | None) -> None:
-    if file is not None and not file.absolute().parent.is_dir():
-        raise VerifierError(
-            f"{file} cannot be written: there is no folder {file.absolute().parent}. Make it first."
-        )
+    """Refuses, before the search, what could not be written after it. Raises VerifierError."""
+    if file is None:
+        return
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise VerifierError(f"{file} cannot be written: there is no folder {folder}. Make it first.")
+    if file.is_dir():
+        raise VerifierError(f"{file} cannot be written: it is a folder. Give a file's name.")
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        raise VerifierError(f"{file} cannot be written: permission denied. Choose another place.")
+
+
+def _write(file: Path | None, text: str) -> str:
+    """Writes what there is to write; the complaint when that fails, a full disk say: the verdict stands."""
+    if file is None or not text:
+        return ""
+    try:
+        file.write_text(text)
+    except OSError as error:
+        return f"error: {file} could not be written ({error.strerror})."
+    return ""
 
 
 def _ignore(_: object) -> None:

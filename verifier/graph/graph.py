@@ -50,7 +50,9 @@ class Graph:
 
     @cached_property
     def by_name(self) -> Mapping[str, int]:
-        return {node.name: i for i, node in enumerate(self.nodes)}
+        """Positions by node name, and by the name in the model where no node is called so."""
+        sources = {node.source: i for i, node in enumerate(self.nodes) if node.source}
+        return sources | {node.name: i for i, node in enumerate(self.nodes)}
 
     @cached_property
     def dtype(self) -> torch.dtype:
