@@ -16,7 +16,7 @@ import torch
 
 from verifier.bounds.compute import NodeBounds
 from verifier.bounds.compute import compute_bounds as graph_bounds
-from verifier.errors import ModelError, UnsupportedError, VerifierError
+from verifier.errors import ModelError, OptionsError, UnsupportedError, VerifierError
 from verifier.frontends import onnx as onnx_frontend
 from verifier.frontends.onnx import OnnxModel
 from verifier.graph import Elementwise, Graph
@@ -98,6 +98,11 @@ def verify(
     if options.progress and progress is None:
         with display() as shown:
             return verify(model, spec, timeout, replace(options, progress=False), shown)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise OptionsError(
+            "device='cuda' asks for a GPU, and torch finds none that it can use; `verifier doctor` shows what it "
+            "was built for. Use device='auto' or 'cpu'."
+        )
     query, networks = _prepare(model, spec)
     compiled = compile_query(query, networks)
     loaded = time.monotonic() - began
