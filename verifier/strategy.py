@@ -34,7 +34,7 @@ SLICE = 2.0
 """Seconds of branch and bound before the attack gets another turn; each turn of both is longer by half."""
 ATTACK_SHARE = 0.25
 TRIES_PER_STEP = 4
-INPUT_DIMENSIONS = 16
+INPUT_DIMENSIONS = 48
 """Up to this many inputs that vary, boxes are split; above, neurons are."""
 STEP_WORK = 3e8
 """Coefficients in one step of branch and bound, about."""
@@ -85,7 +85,9 @@ class _Run:
         self.options, self.deadline, self.progress = options, deadline, progress
         self.device = _device(options)
         self.dtype = torch.float64 if options.dtype == "float64" else torch.float32
-        self.memory = int(options.max_memory_gb * 2**30) if options.max_memory_gb else _free_memory(self.device)
+        self.memory = (
+            int(options.max_memory_gb * 2**30) if options.max_memory_gb else _free_memory(self.device)
+        )
         self.clock = Clock()
         self.margin = math.inf
         self.attacks = 0
@@ -121,9 +123,7 @@ class _Run:
             return None
         settings = AttackOptions(seed=self.options.seed + self.attacks)
         self.attacks += 1
-        found = falsify(
-            self.compiled, self.query, self.networks, deadline, settings, rounds, self.progress
-        )
+        found = falsify(self.compiled, self.query, self.networks, deadline, settings, rounds, self.progress)
         self.clock.phase("attack")
         self.margin = min(self.margin, found.margin)
         self.unconfirmed |= found.unconfirmed
@@ -145,7 +145,8 @@ class _Run:
         )
         brancher = InputBrancher(bounder)
         if linear and self._splits_activations(bounder):
-            bounder, start = self._root(bounder, start)
+            with torch.no_grad():
+                bounder, start = self._root(bounder, start)
             brancher = ActivationBrancher(bounder)
             if not len(start):
                 return Outcome(Status.UNSAT, Reason.NONE, 0.0, len(compiled.lower), 0)
@@ -165,30 +166,49 @@ class _Run:
         return bool(bounder.elementwise) and int(varying) > INPUT_DIMENSIONS
 
     def _root(self, bounder: Bounder, start: Domains) -> tuple[Bounder, Domains]:
-        """Optimised bounds of every case; the bounder that hands them down, and what is left, by disjunct."""
-        settings = replace(
-            bounder.options, refine=False, gaps=True, ascent=AscentOptions(steps=8, rate=0.2)
-        )
-        found = bounder.bound(start)
-        left = ~found.refuted.all(1)
-        start = replace(start, open=start.open & ~found.refuted).index(left)
-        known = {i: b.index(left) for i, b in bounder.known(found).items()}
-        if len(start):
-            known = self._optimised(bounder, start, known)
-        start = by_disjunct(replace(start, known=known))
-        return bounder.with_options(settings), start
+        """The bounder that hands the optimised bounds of every case down, and what is left to refute, by disjunct."""
+        parts, enclosures = [], []
+        for rows in torch.arange(len(start), device=self.device).split(_batch(bounder)):
+            part = start.index(rows)
+            found = bounder.bound(part)
+            left = ~found.refuted.all(1)
+            known = bounder.known(found)
+            if bool(left.any()) and self.options.method != "crown":
+                known = self._optimised(bounder, part.index(left), left, known)
+            parts.append(replace(part, open=part.open & ~found.refuted).index(left))
+            enclosures.append(known)
+        root = {
+            i: Interval(
+                torch.cat([known[i].lower for known in enclosures]),
+                torch.cat([known[i].upper for known in enclosures]),
+            )
+            for i in enclosures[0]
+        }
+        settings = replace(bounder.options, refine=False, gaps=True, ascent=AscentOptions(steps=8, rate=0.2))
+        return bounder.with_options(settings, root), by_disjunct(Domains.cat(parts))
 
-    def _optimised(self, bounder: Bounder, start: Domains, known: dict[int, Interval]) -> dict[int, Interval]:
-        """Inner enclosures by alpha-CROWN, for the cases that are still open."""
-        if self.options.method == "crown":
-            return known
-        box = Interval(start.lower, start.upper).narrow(self.dtype)
-        table = bounder.clauses[start.case].flatten(1).clamp(min=0)
+    def _optimised(
+        self, bounder: Bounder, part: Domains, left: Tensor, known: dict[int, Interval]
+    ) -> dict[int, Interval]:
+        """Inner enclosures [N, *shape], those of the cases `left` by alpha-CROWN."""
+        box = Interval(part.lower, part.upper).narrow(self.dtype)
+        table = bounder.clauses[part.case].flatten(1).clamp(min=0)
         scale = torch.ones(table.shape, dtype=self.dtype, device=self.device)
         rows = Rows(table, scale, bounder.graph.nodes[bounder.target].shape)
         settings = AlphaOptions(iterations=ROOT_ITERATIONS, memory=self.memory // 8)
-        best = optimise(bounder.graph, [Box(box.lower, box.upper)], bounder.target, rows, known, None, settings)
-        return {i: best.bounds[i].expand(len(start)) for i in known}
+        some = {i: b.index(left) for i, b in known.items()}
+        best = optimise(
+            bounder.graph, [Box(box.lower, box.upper)], bounder.target, rows, some, None, settings
+        )
+        positions = left.nonzero()[:, 0]
+        tight = {i: best.bounds[i].expand(len(positions)) for i in known}
+        return {
+            i: Interval(
+                b.lower.index_copy(0, positions, tight[i].lower),
+                b.upper.index_copy(0, positions, tight[i].upper),
+            )
+            for i, b in known.items()
+        }
 
     def _result(self, outcome: Outcome, detail: str = "") -> Result:
         reason = outcome.reason

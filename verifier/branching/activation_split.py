@@ -56,7 +56,9 @@ class ActivationBrancher:
         quick = self.bounder.with_options(
             replace(self.bounder.options, ascent=AscentOptions(steps=0), gaps=False, refine=False)
         )
-        trial = Domains.cat([half for k in range(count) for half in self._halves(domains, bounded, nodes, places[:, k])])
+        trial = Domains.cat(
+            [half for k in range(count) for half in self._halves(domains, bounded, nodes, places[:, k])]
+        )
         found = quick.bound(trial)
         score = torch.where(found.refuted.all(1), 0.0, found.score).clamp(max=0)
         halves = score.view(count, 2, len(domains))
@@ -109,4 +111,3 @@ def by_disjunct(domains: Domains) -> Domains:
     alone = domains.index(rows)
     only = torch.zeros_like(alone.open).scatter(1, disjuncts.unsqueeze(1), True)
     return replace(alone, open=only)
-

@@ -95,26 +95,23 @@ class Bounder:
         self.compiled, self.options = compiled, options
         self.device, self.dtype = device, dtype
         self.root = dict(root or {})
-        self._graphs: dict[torch.dtype, Graph] = {}
         self.strict = compiled.strict.to(device)
         self.clauses = compiled.clauses.to(device)
         self.graph = self._graph(dtype)
         self.target = self.graph.outputs[0]
         self.elementwise = [
-            i for i in sorted(self.graph.ancestors(self.target)) if isinstance(self.graph.nodes[i].op, Elementwise)
+            i
+            for i in sorted(self.graph.ancestors(self.target))
+            if isinstance(self.graph.nodes[i].op, Elementwise)
         ]
         self.split_nodes = sorted({j for i in self.elementwise for j in self.graph.nodes[i].inputs})
 
     def _graph(self, dtype: torch.dtype) -> Graph:
-        if dtype not in self._graphs:
-            self._graphs[dtype] = self.compiled.graph.to(dtype, self.device)
-        return self._graphs[dtype]
+        return self.compiled.graph_on(dtype, self.device)
 
-    def with_options(self, options: BoundOptions) -> Bounder:
-        """The same with other options."""
-        other = Bounder.__new__(Bounder)
-        other.__dict__ = {**self.__dict__, "options": options}
-        return other
+    def with_options(self, options: BoundOptions, root: Mapping[int, Interval] | None = None) -> Bounder:
+        """The same query with other options, and other enclosures per case if given."""
+        return Bounder(self.compiled, self.device, self.dtype, options, self.root if root is None else root)
 
     def bound(self, domains: Domains) -> Bounded:
         """Bounds of all subdomains. What a float32 pass would settle but for rounding is redone in float64."""
@@ -186,7 +183,11 @@ class Bounder:
             final.graph,
             [s.index(rows) for s in final.sets],
             final.target,
-            Rows(packed.atoms.clamp(min=0)[rows], torch.ones_like(plain.lower[rows]), final.graph.nodes[final.target].shape),
+            Rows(
+                packed.atoms.clamp(min=0)[rows],
+                torch.ones_like(plain.lower[rows]),
+                final.graph.nodes[final.target].shape,
+            ),
             final.count,
             {i: b.index(rows) for i, b in final.bounds.items()},
         )
@@ -216,7 +217,13 @@ class Bounder:
         return _Packed(atoms, owner, table, present)
 
     def _gather(
-        self, domains: Domains, packed: _Packed, plane: LinearBound, lower: Tensor, bounds: Bounds, empty: Tensor
+        self,
+        domains: Domains,
+        packed: _Packed,
+        plane: LinearBound,
+        lower: Tensor,
+        bounds: Bounds,
+        empty: Tensor,
     ) -> tuple[Bounded, Tensor]:
         """Rows of a batch back to their places [M, D, C] in the clauses."""
         batch, disjuncts, width = packed.table.shape
@@ -255,7 +262,9 @@ class Bounder:
         worst = torch.where(result.refuted, torch.inf, result.disjunct).argmin(1)
         place = packed.owner.gather(1, worst.unsqueeze(1)) * width
         candidates = (place + torch.arange(width, device=place.device)).clamp(max=found.lower.shape[1] - 1)
-        values = torch.where(packed.atoms.gather(1, candidates) >= 0, found.lower.gather(1, candidates), -torch.inf)
+        values = torch.where(
+            packed.atoms.gather(1, candidates) >= 0, found.lower.gather(1, candidates), -torch.inf
+        )
         row = candidates.gather(1, values.argmax(1, keepdim=True)).squeeze(1)
         gaps: dict[int, Tensor] = {}
         every = torch.arange(batch, device=row.device)
@@ -268,7 +277,9 @@ class Bounder:
             own = {n: t[every, 0, row] for n, t in found.leaves.get((self.target, i), {}).items()}
             cost = _cost(op, arrived.to(boxes[0].lower), boxes, own)
             for k, j in enumerate(node.inputs):
-                part = cost * op.refinable(k, *boxes)
+                point = op.branching_point(k, *boxes)
+                inside = (point > boxes[k].lower) & (point < boxes[k].upper)
+                part = cost * (op.refinable(k, *boxes) & inside)
                 gaps[j] = gaps[j] + part if j in gaps else part
         return gaps
 

@@ -66,7 +66,9 @@ class Domains:
         """All parts one after another; enclosures and parameters are kept where every part has them."""
         if len(parts) == 1:
             return parts[0]
-        tensors = [torch.cat([getattr(p, n) for p in parts]) for n in ("lower", "upper", "case", "open", "bound")]
+        tensors = [
+            torch.cat([getattr(p, n) for p in parts]) for n in ("lower", "upper", "case", "open", "bound")
+        ]
         shared = set.intersection(*[set(p.known) for p in parts])
         known = {i: _joined([p.known[i] for p in parts]) for i in sorted(shared)}
         cut = sorted(set.union(*[set(p.cuts) for p in parts]))

@@ -22,6 +22,7 @@ Try = Callable[[Tensor, Tensor], Counterexample | None]
 CLIP_WORK = 30_000_000
 """Above this many plane coefficients in a batch, boxes are not clipped."""
 
+
 class Brancher(Protocol):
     """Splits open subdomains."""
 

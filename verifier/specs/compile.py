@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,14 @@ class Compiled:
     clauses: Tensor
     strict: Tensor
     empty_reason: str | None = None
+    _cast: dict[tuple[torch.dtype, str], Graph] = field(default_factory=dict, repr=False)
+
+    def graph_on(self, dtype: torch.dtype, device: torch.device) -> Graph:
+        """`graph` in a dtype and on a device, made once."""
+        key = (dtype, str(device))
+        if key not in self._cast:
+            self._cast[key] = self.graph.to(dtype, device)
+        return self._cast[key]
 
 
 def compile_query(query: Query, networks: Mapping[str, Network]) -> Compiled:
