@@ -23,6 +23,9 @@ Slopes = Mapping[tuple[int, int], Mapping[str, Tensor]]
 for the K rows of a specification."""
 
 
+_CPU_MEMORY = 1 << 27
+
+
 @dataclass(frozen=True)
 class Effort:
     """How much work a pass may do. `memory` is the size in bytes that the coefficients of one pass may
@@ -205,6 +208,9 @@ def specification_bound(
 
 
 def _chunk(graph: Graph, position: int, batch: int, like: Tensor, memory: int) -> int:
-    """How many neurons to bound at once: the widest layer's coefficients, about four copies of them alive."""
+    """How many neurons to bound at once: the widest layer's coefficients, about four copies of them alive. On
+    a CPU large tensors only cost page faults."""
+    if like.device.type == "cpu":
+        memory = min(memory, _CPU_MEMORY)
     widest = max(graph.nodes[j].numel for j in graph.ancestors(position))
     return max(1, memory // (8 * batch * widest * like.element_size()))

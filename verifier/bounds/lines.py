@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -104,12 +105,17 @@ class _Lines(torch.autograd.Function):
         ctx: Any, a: Tensor, low: Tensor, high: Tensor, below: Tensor | None, above: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         rising, falling = a.clamp(min=0), a.clamp(max=0)
-        out = torch.addcmul(rising * low, falling, high)
         shift = None
         if below is not None:
             shift = _dot(rising, below)
         if above is not None:
             shift = _dot(falling, above) if shift is None else shift + _dot(falling, above)
+        if (
+            not any(ctx.needs_input_grad)
+            and np.broadcast_shapes(a.shape, low.shape, high.shape) == a.shape
+        ):
+            return rising.mul_(low).addcmul_(falling, high), shift
+        out = torch.addcmul(rising * low, falling, high)
         ctx.save_for_backward(rising, falling, low, high, below, above)
         ctx.set_materialize_grads(False)
         return out, shift

@@ -49,8 +49,8 @@ class Window:
     def places(
         self, size: Sequence[int], counts: Sequence[int], device: torch.device | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Flat spatial positions under each window, int64 [prod(counts), prod(kernel)], and whether they lie inside
-        the argument (outside, in the padding, the position is 0)."""
+        """Flat spatial positions under each window, int64 [prod(counts), prod(kernel)], and whether they lie
+        inside the argument (outside, in the padding, the position is 0)."""
         place = torch.zeros(1, 1, dtype=torch.int64, device=device)
         inside = torch.ones(1, 1, dtype=torch.bool, device=device)
         for d, n in enumerate(size):
@@ -81,7 +81,8 @@ def _check(op: str, shape: Shape, window: Window, channels: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Conv(Affine):
-    """Cross-correlation of [N, C, *spatial] with `weight` [out, C / groups, *kernel], plus `bias` [out] or None."""
+    """Cross-correlation of [N, C, *spatial] with `weight` [out, C / groups, *kernel], plus `bias` [out] or
+    None."""
 
     weight: Tensor
     bias: Tensor | None
@@ -129,6 +130,10 @@ class Conv(Affine):
             )
         ]
         flat = coefficients.flatten(0, 2)
+        if (flipped := self._flipped()) is not None:
+            pads = [e - 1 - b for e, b in zip(w.extent, w.before, strict=True)]
+            x = _CONV[len(w.kernel)](flat, flipped, None, 1, pads, w.dilation)
+            return x.unflatten(0, coefficients.shape[:3])
         convolve = _CONV_TRANSPOSE[len(w.kernel)]
         if w.before == w.after:
             x = convolve(flat, self.weight, None, w.stride, w.before, rest, self.groups, w.dilation)
@@ -138,8 +143,18 @@ class Conv(Affine):
             x = functional.pad(x, w.pads([-b for b in w.before], after))
         return x.unflatten(0, coefficients.shape[:3])
 
+    def _flipped(self) -> Tensor | None:
+        """The kernel with which the transpose is a plain convolution, which CPUs do several times faster;
+        None where it is not one."""
+        w = self.window
+        plain = self.groups == 1 and w.before == w.after and all(n == 1 for n in w.stride)
+        if not plain or any(b >= e for b, e in zip(w.before, w.extent, strict=True)):
+            return None
+        return self.weight.transpose(0, 1).flip(tuple(range(2, self.weight.dim()))).contiguous()
+
     def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
-        """A row that is one output element is the kernel itself, put where that element looks: no convolution."""
+        """A row that is one output element is the kernel itself, put where that element looks: no
+        convolution."""
         if isinstance(coefficients, Diagonal):
             values = coefficients.values.reshape(coefficients.values.shape[0], -1)
             rows = torch.arange(values.shape[1], device=values.device).unsqueeze(0)
@@ -149,7 +164,8 @@ class Conv(Affine):
         return super().backward(coefficients, index, *shapes)
 
     def _kernels(self, rows: Tensor, scale: Tensor, shape: Shape) -> Tensor:
-        """[B, R, *shape]: for each flat output position in `rows` [B or 1, R] its kernel times `scale` [B or 1, R]."""
+        """[B, R, *shape]: for each flat output position in `rows` [B or 1, R] its kernel times `scale` [B or
+        1, R]."""
         counts = self.output_shape(shape)
         place, inside = self.window.places(shape[2:], counts[2:], rows.device)
         cells, area = math.prod(counts[2:]), math.prod(shape[2:])
