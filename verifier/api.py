@@ -22,7 +22,7 @@ from verifier.frontends.onnx import OnnxModel
 from verifier.graph import Elementwise, Graph
 from verifier.options import BoundMethod, Options
 from verifier.progress import ProgressCallback, display
-from verifier.results import Inspection, NodeRow, Result, Stats
+from verifier.results import Inspection, NodeRow, Result
 from verifier.sets import Box, InputSet
 from verifier.specs.compile import compile_query
 from verifier.specs.load import load_query

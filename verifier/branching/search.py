@@ -140,7 +140,7 @@ class Search:
 
     def _clip(self, rest: Domains, left: Bounded) -> tuple[Domains, Bounded]:
         """Every box shrunk to the hull of its open disjuncts' boxes; empty ones are closed."""
-        batch, disjuncts, width, size = left.planes.shape
+        batch, disjuncts, _, size = left.planes.shape
         if left.planes.numel() > CLIP_WORK:
             return rest, left
         finite = left.constants.isfinite()

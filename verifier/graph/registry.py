@@ -50,7 +50,8 @@ class OnnxNode:
             return None
         tensor = builder.tensor(value)
         if tensor is None:
-            raise Unsupported(f"input {i}{f' ({what})' if what else ''} must be a constant, but depends on the network's input")
+            which = f"input {i}{f' ({what})' if what else ''}"
+            raise Unsupported(f"{which} must be a constant, but depends on the network's input")
         return tensor
 
     def ints(self, builder: Builder, i: int, attribute: str) -> list[int] | None:
