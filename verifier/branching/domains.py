@@ -66,14 +66,13 @@ class Domains:
         """All parts one after another; enclosures and parameters are kept where every part has them."""
         if len(parts) == 1:
             return parts[0]
-        tensors = [
-            torch.cat([getattr(p, n) for p in parts]) for n in ("lower", "upper", "case", "open", "bound")
-        ]
+        names = ("lower", "upper", "case", "open", "bound")
+        tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
         shared = set.intersection(*[set(p.known) for p in parts])
         known = {i: _joined([p.known[i] for p in parts]) for i in sorted(shared)}
         cut = sorted(set.union(*[set(p.cuts) for p in parts]))
         cuts = {i: _joined([p.cuts.get(i) or _free(p, parts, i) for p in parts]) for i in cut}
-        return Domains(*tensors, known, cuts, _joined_leaves([p.warm for p in parts]))
+        return Domains(**tensors, known=known, cuts=cuts, warm=_joined_leaves([p.warm for p in parts]))
 
 
 def _joined(parts: Sequence[Interval]) -> Interval:

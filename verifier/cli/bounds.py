@@ -34,15 +34,11 @@ def command(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all bounds to this .npz.")] = None,
 ) -> None:
     """Bound the outputs and named nodes of MODEL over a set of inputs."""
-    if (spec is None) == (center is None) or (center is None) != (eps is None):
-        raise OptionsError(
-            "give the input set once: either SPEC, or --input FILE together with --eps RADIUS."
-        )
+    inputs = _inputs(spec, center, eps, norm)
     nodes = tuple(node or ())
 
     from verifier import api
 
-    inputs = spec if center is None else _set_around(center, eps or 0.0, norm)
     found = api.compute_bounds(model, inputs, method=method, nodes=nodes)
     several = len(found.outputs) > 1
     ranges = {f"output {i}" if several else "output": ends for i, ends in enumerate(found.outputs)}
@@ -55,6 +51,14 @@ def command(
     typer.echo(columns(("node", "element", "lower", "upper"), rows))
     if out is not None:
         _write(out, arrays)
+
+
+def _inputs(spec: Path | None, center: Path | None, eps: float | None, norm: str) -> InputSet | Path:
+    if spec is not None and center is None and eps is None:
+        return spec
+    if spec is None and center is not None and eps is not None:
+        return _set_around(center, eps, norm)
+    raise OptionsError("give the input set once: either SPEC, or --input FILE together with --eps RADIUS.")
 
 
 def _set_around(file: Path, eps: float, norm: str) -> InputSet:
