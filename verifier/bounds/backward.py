@@ -12,7 +12,7 @@ from torch import Tensor
 from verifier.bounds.lines import sane, through, through_error
 from verifier.graph import Affine, Elementwise, Graph, Interval, Relaxation
 from verifier.graph.coefficients import Coefficients, contract
-from verifier.graph.op import Constant, Input
+from verifier.graph.op import Constant, Input, negligible
 from verifier.sets import InputSet
 
 
@@ -36,7 +36,8 @@ class LinearBound:
                 total = total + inputs.minimum(self.coefficients[position])
         if self.error is not None:
             total = total - self.error
-        return torch.nan_to_num(total, nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        # Positive infinity is an overflow of some part, whatever the others are: nothing is known.
+        return torch.nan_to_num(total, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
     def index(self, chosen: Tensor) -> LinearBound:
         """Select instances; tensors shared by all of them (B = 1) stay as they are."""
@@ -83,6 +84,8 @@ def backward(
     inputs: dict[int, Tensor] = {}
     constant: Tensor | float = 0.0
     error: Tensor | float = 0.0
+    spread: Tensor | float = 0.0  # the sum of what was added to the constant, in magnitude
+    steps = 0
     while queue:
         position = -heapq.heappop(queue)
         coefficients = pending.pop(position)
@@ -94,39 +97,45 @@ def backward(
             dense = coefficients.dense()
             inputs[position] = dense
             if rounding:
-                error = error + _unit(dense, node.numel) * contract(dense.abs(), bounds[position].magnitude)
+                size = bounds[position].magnitude + negligible(dense.dtype)
+                error = error + _unit(dense, node.numel) * contract(dense.abs(), size)
             continue
         if isinstance(node.op, Constant):
-            constant = constant + coefficients.contract(node.op.forward())
+            value = node.op.forward()
+            part = coefficients.contract(value)
+            constant, spread, steps = constant + part, spread + part.abs(), steps + 1
+            if rounding:
+                size = value.abs() + negligible(value.dtype)
+                error = error + _unit(value, node.numel) * coefficients.contract(size, absolute=True)
             continue
         if isinstance(node.op, Affine):
             offset = node.op.offset(*shapes)
             if offset is not None:
                 offset = offset.to(bounds[position].lower).unsqueeze(0)
-                constant = constant + coefficients.contract(offset)
-            if rounding and (offset is not None or not node.op.exact):
-                magnitude = node.op.absolute(*[bounds[j].magnitude for j in node.inputs])
-                if offset is not None:
-                    magnitude = magnitude + offset.abs()
-                units = node.op.fan_in(*shapes) + (node.numel if offset is not None else 0)
-                error = error + _unit(magnitude, units) * coefficients.contract(magnitude, absolute=True)
+                part = coefficients.contract(offset)
+                constant, spread, steps = constant + part, spread + part.abs(), steps + 1
+            if rounding:
+                error = error + _affine_error(graph, position, coefficients, offset, bounds)
             parts = [node.op.backward(coefficients, k, *shapes) for k in range(len(node.inputs))]
         elif isinstance(node.op, Elementwise):
             dense = coefficients.dense()
             relaxation = sane(relaxations[position])
             parts, shift = through(dense, relaxation, node.shape)
             if shift is not None:
-                constant = constant + shift
+                constant, spread, steps = constant + shift, spread + shift.abs(), steps + 1
             if rounding:
                 boxes = [bounds[j] for j in node.inputs]
                 units = node.op.relaxation_error + (0 if shift is None else node.numel)
-                size = through_error(dense, relaxation, boxes, node.shape)
+                size = through_error(dense, relaxation, boxes, node.shape) + _flushed(boxes)
                 error = error + _unit(dense, units) * size
         else:
             raise TypeError(f"{type(node.op).__name__} is neither affine nor elementwise; rewrite it first.")
         for j, part in zip(node.inputs, parts, strict=True):
             if j in pending:
                 pending[j] = pending[j].add(part)
+                if rounding:  # what comes next may cancel this sum
+                    size = pending[j].contract(bounds[j].magnitude, absolute=True)
+                    error = error + torch.finfo(size.dtype).eps * size
             else:
                 pending[j] = part
                 heapq.heappush(queue, -j)
@@ -134,7 +143,38 @@ def backward(
     if not isinstance(constant, Tensor):
         reference = some if some is not None else next(iter(start.values())).dense()
         constant = reference.new_zeros(reference.shape[0], reference.shape[1])
+    if isinstance(error, Tensor) and isinstance(spread, Tensor):
+        error = error + steps * torch.finfo(spread.dtype).eps * spread
     return LinearBound(inputs, constant, error if isinstance(error, Tensor) else None)
+
+
+def _affine_error(
+    graph: Graph,
+    position: int,
+    coefficients: Coefficients,
+    offset: Tensor | None,
+    bounds: Mapping[int, Interval],
+) -> Tensor | float:
+    """The rounding of one affine step: of the coefficients' product with the matrix and with the constant."""
+    node = graph.nodes[position]
+    shapes = [graph.nodes[j].shape for j in node.inputs]
+    assert isinstance(node.op, Affine)
+    units = node.op.fan_out(*shapes)
+    if node.op.exact and units <= 1 and offset is None:
+        return 0.0
+    boxes = [bounds[j] for j in node.inputs]
+    magnitude = node.op.absolute(*[box.magnitude for box in boxes])
+    if offset is not None:
+        magnitude, units = magnitude + offset.abs(), max(units, node.numel)
+    magnitude = magnitude + negligible(magnitude.dtype)
+    size = coefficients.contract(magnitude, absolute=True) + _flushed(boxes)
+    return _unit(magnitude, units) * size
+
+
+def _flushed(boxes: Sequence[Interval]) -> Tensor:
+    """What coefficients that underflow may cost, in units of rounding: [B, 1]."""
+    total = torch.cat([box.magnitude.flatten(1).sum(1, keepdim=True).unsqueeze(0) for box in boxes]).sum(0)
+    return negligible(total.dtype) * total
 
 
 def _unit(like: Tensor, terms: int) -> float:

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from verifier.graph import Interval, Relaxation
 from verifier.graph.coefficients import Coefficients, Dense
-from verifier.graph.op import Shape
+from verifier.graph.op import Shape, negligible
 
 
 def through(dense: Tensor, relaxation: Relaxation, shape: Shape) -> tuple[list[Coefficients], Tensor | None]:
@@ -34,9 +34,13 @@ def through(dense: Tensor, relaxation: Relaxation, shape: Shape) -> tuple[list[C
         below = relaxation.lower_intercept if k == 0 else None
         above = relaxation.upper_intercept if k == 0 else None
         lines = [None if t is None else _grouped(t, shape) for t in (low, high, below, above)]
-        out, added = _Lines.apply(wide, *lines)  # pyright: ignore[reportGeneralTypeIssues]
+        finite = [t if t is None or _is_finite(t) else _finite_part(t) for t in lines[2:]]
+        out, added = _Lines.apply(wide, *lines[:2], *finite)  # pyright: ignore[reportGeneralTypeIssues]
         parts.append(Dense(out.reshape(-1, *dense.shape[1:])))
         if added is not None:
+            for sign, full, part in zip((1, -1), lines[2:], finite, strict=True):
+                if full is not part:
+                    added = added.masked_fill(_meets((sign * wide).clamp(min=0), full), -torch.inf)
             shift = added.flatten(1)
     return parts, shift
 
@@ -53,11 +57,12 @@ def through_error(dense: Tensor, relaxation: Relaxation, boxes: Sequence[Interva
 def _magnitude(
     slopes: Sequence[Tensor], intercept: Tensor | None, boxes: Sequence[Interval], shape: Shape
 ) -> Tensor:
-    """|slope| |x| + |intercept| of one line: [B, 1 or G, 1, numel]."""
-    total = None if intercept is None else _grouped(intercept.abs(), shape)
+    """|slope| |x| + |intercept| of one line, slope and intercept enlarged by what underflow may hide: [B, 1 or G, 1,
+    numel]."""
+    floor = negligible(slopes[0].dtype)
+    total = floor if intercept is None else _grouped(intercept.abs(), shape) + floor
     for slope, box in zip(slopes, boxes, strict=True):
-        term = _grouped(slope.abs(), shape) * _grouped(box.magnitude, shape)
-        total = term if total is None else total + term
+        total = total + (_grouped(slope.abs(), shape) + floor) * _grouped(box.magnitude, shape)
     return torch.as_tensor(total)
 
 
@@ -75,24 +80,36 @@ def _grouped(line: Tensor, shape: Shape) -> Tensor:
 
 
 def sane(relaxation: Relaxation) -> Relaxation:
-    """Lines with a slope that is not finite say nothing: slope 0, and an intercept whose products
-    overflow."""
-    lower = _finite(relaxation.lower_slopes, relaxation.lower_intercept, -1.0)
-    upper = _finite(relaxation.upper_slopes, relaxation.upper_intercept, 1.0)
+    """Lines with a slope that is not finite say nothing: slope 0, and an infinite intercept (any number might be
+    too small, for coefficients may be)."""
+    lower = _finite(relaxation.lower_slopes, relaxation.lower_intercept, -torch.inf)
+    upper = _finite(relaxation.upper_slopes, relaxation.upper_intercept, torch.inf)
     return Relaxation(*lower, *upper)
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    return math.isfinite(float(tensor.detach().sum()))
+
+
+def _finite_part(tensor: Tensor) -> Tensor:
+    return torch.where(tensor.isfinite(), tensor, torch.zeros_like(tensor))
+
+
+def _meets(coefficients: Tensor, line: Tensor) -> Tensor:
+    """Which rows have a coefficient that is not zero where the line is infinite: [B, G, Q]."""
+    return _dot((coefficients != 0).to(line.dtype), (~line.isfinite()).to(line.dtype)) > 0
+
+
 def _finite(
-    slopes: tuple[Tensor, ...], intercept: Tensor | None, sign: float
+    slopes: tuple[Tensor, ...], intercept: Tensor | None, nothing: float
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     lines = slopes if intercept is None else (*slopes, intercept)
     if all(math.isfinite(float(t.detach().sum())) for t in lines):
         return slopes, intercept
-    big = sign * torch.finfo(slopes[0].dtype).max
     known = torch.stack(torch.broadcast_tensors(*[t.isfinite() for t in lines])).all(0)
     constant = torch.zeros_like(slopes[0]) if intercept is None else intercept
     fixed = tuple(torch.where(known, t, torch.zeros_like(t)) for t in slopes)
-    return fixed, torch.where(known, constant, torch.full_like(constant, big))
+    return fixed, torch.where(known, constant, torch.full_like(constant, nothing))
 
 
 class _Lines(torch.autograd.Function):

@@ -8,6 +8,7 @@ are rewritten into these on import.
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,10 @@ class Affine(Op):
         """How many products or terms are summed for one output element; it bounds the rounding error."""
         return 1
 
+    def fan_out(self, *shapes: Shape) -> int:
+        """How many products are summed, at most, for one element of `transpose`; the default is always enough."""
+        return 1 if self.elementwise else math.prod(self.output_shape(*shapes))
+
     def absolute(self, *xs: Tensor) -> Tensor:
         """|L|(x_1, ..., x_k) for non-negative arguments. The default is for L without negative entries, c = 0."""
         return self.forward(*xs)
@@ -143,7 +148,8 @@ class Affine(Op):
             return Interval(self.forward(*[x.lower for x in xs]), self.forward(*[x.upper for x in xs]))
         center = self.forward(*[x.center for x in xs])
         radius = self.absolute(*[x.radius for x in xs])
-        error = rounding_unit(self, xs) * (self.absolute(*[x.magnitude for x in xs]) + center.abs())
+        size = self.absolute(*[x.magnitude for x in xs]) + center.abs() + negligible(center.dtype)
+        error = rounding_unit(self, xs) * size
         return Interval(center - radius - error, center + radius + error).sanitise()
 
     def vjp(
@@ -160,6 +166,12 @@ def rounding_unit(op: Affine, xs: Sequence[Interval]) -> float:
     """A bound on the relative rounding error of one affine step: n + 4 roundings of one unit each, doubled."""
     eps = torch.finfo(xs[0].lower.dtype).eps
     return (op.fan_in(*[tuple(x.lower.shape[1:]) for x in xs]) + 4) * eps
+
+
+def negligible(dtype: torch.dtype) -> float:
+    """Times a rounding unit it bounds what one product may lose by underflow (flushed to zero, even)."""
+    info = torch.finfo(dtype)
+    return info.tiny / info.eps
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,6 +290,4 @@ class Univariate(Elementwise):
 
     def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
         lower, upper = parameters["lower_slope"], parameters["upper_slope"]
-        return Relaxation(
-            (lower,), self.support_min(lower, xs[0]), (upper,), self.support_max(upper, xs[0])
-        )
+        return Relaxation((lower,), self.support_min(lower, xs[0]), (upper,), self.support_max(upper, xs[0]))

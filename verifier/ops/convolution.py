@@ -101,6 +101,9 @@ class Conv(Affine):
     def fan_in(self, *shapes: Shape) -> int:
         return math.prod(self.weight.shape[1:]) + 1
 
+    def fan_out(self, *shapes: Shape) -> int:
+        return self.weight.shape[0] // self.groups * math.prod(self.window.kernel)
+
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         w = self.window
         y, padding = _image(x), w.before
@@ -207,6 +210,9 @@ class ConvTranspose(Affine):
 
     def fan_in(self, *shapes: Shape) -> int:
         return self.weight.shape[0] // self.groups * math.prod(self.window.kernel) + 1
+
+    def fan_out(self, *shapes: Shape) -> int:
+        return math.prod(self.weight.shape[1:])
 
     def _spread(self, x: Tensor, weight: Tensor) -> Tensor:
         w = self.window

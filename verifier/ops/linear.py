@@ -34,6 +34,9 @@ class Linear(Affine):
     def fan_in(self, *shapes: Shape) -> int:
         return self.weight.shape[1] + 1
 
+    def fan_out(self, *shapes: Shape) -> int:
+        return self.weight.shape[0]
+
     def forward(self, *xs: Tensor) -> Tensor:
         return functional.linear(xs[0], self.weight, self.bias)
 

@@ -77,6 +77,10 @@ class Take(Affine):
     def output_shape(self, *shapes: Shape) -> Shape:
         return self.shape
 
+    def fan_out(self, *shapes: Shape) -> int:
+        """How often the most popular element is taken."""
+        return int(torch.bincount(self.index).max()) if self.index.numel() else 1
+
     def forward(self, *xs: Tensor) -> Tensor:
         flat = xs[0].reshape(xs[0].shape[0], -1)
         return flat.index_select(1, self.index).view(xs[0].shape[0], *self.shape)
@@ -109,6 +113,9 @@ class Concat(Affine):
                 raise ValueError(f"Values of shapes {shapes} do not join along axis {self.axis}.")
         return (*first[: self.axis], sum(s[self.axis] for s in shapes), *first[self.axis + 1 :])
 
+    def fan_out(self, *shapes: Shape) -> int:
+        return 1
+
     def forward(self, *xs: Tensor) -> Tensor:
         batch = max(x.shape[0] for x in xs)
         return torch.cat([x.expand(batch, *x.shape[1:]) for x in xs], dim=self.axis + 1)
@@ -133,6 +140,9 @@ class Pad(Affine):
                 f"Padding a value of shape {shapes[0]} by {self.before} and {self.after} leaves nothing."
             )
         return shape
+
+    def fan_out(self, *shapes: Shape) -> int:
+        return 1
 
     def forward(self, *xs: Tensor) -> Tensor:
         pads = [n for b, a in zip(reversed(self.before), reversed(self.after), strict=True) for n in (b, a)]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Interval, Parameter, Relaxation, Univariate, Value
-from verifier.graph.op import Shape
+from verifier.graph.op import Shape, negligible
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import scale_shift
 from verifier.ops.movement import broadcast
@@ -49,9 +49,9 @@ class Relu(Univariate):
         exact."""
         lower, upper = xs[0].lower.clamp(max=0), xs[0].upper.clamp(min=0)
         info = torch.finfo(lower.dtype)
-        chord = upper / (upper - lower).clamp(
-            min=info.tiny * info.eps
-        )  # the smallest number: only 0 / 0 changes
+        # From the smallest number, so that only 0 / 0 changes, to the largest: a width that overflows would give
+        # slope 0, and a steeper line through the left end is above as well.
+        chord = upper / (upper - lower).clamp(min=info.tiny * info.eps, max=info.max)
         return Relaxation((parameters["lower_slope"],), None, (chord,), -chord * lower)
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
@@ -96,7 +96,8 @@ class PRelu(Univariate):
         """Only the product on the negative side rounds."""
         low, high = self._extrema(torch.zeros_like(xs[0].lower), xs[0])
         reach = (self.slope * xs[0].lower.clamp(max=0)).abs()
-        return Interval(low, high).widen(torch.finfo(low.dtype).eps * reach).sanitise()
+        info = torch.finfo(low.dtype)
+        return Interval(low, high).widen(info.eps * reach + info.tiny).sanitise()
 
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
         lower, upper = xs[0]
@@ -115,8 +116,8 @@ class PRelu(Univariate):
         free = parameters["slope"]
         lower, upper = xs[0].lower.clamp(max=0), xs[0].upper.clamp(min=0)
         info = torch.finfo(lower.dtype)
-        run = (upper - lower).clamp(min=info.tiny * info.eps)
-        right, left = upper / run, -lower / run
+        half = (upper / 2 - lower / 2).clamp(min=info.tiny * info.eps)  # the whole width might overflow
+        right, left = upper / 2 / half, -lower / 2 / half
         chord, intercept = right + self.slope * left, (self.slope - 1) * right * lower
         if bool((self.slope <= 1).all()):
             return Relaxation((free,), None, (chord,), intercept)
@@ -182,6 +183,7 @@ class PiecewiseLinear(Univariate):
         reach = points.abs().amax(0) + self.knots.abs().amax()
         steepest = self.slopes.abs().amax()
         units = 2 * torch.finfo(points.dtype).eps * (len(self.knots) + 3)
+        size = size + negligible(points.dtype)
         return units * (size.amax(0) + steepest * torch.minimum(reach, 2 * self.knots.abs().amax()))
 
     def interval(self, *xs: Interval) -> Interval:
