@@ -156,7 +156,7 @@ class _Run:
             max_domains=self.options.max_domains,
             memory=self.memory // 2,
         )
-        attempt = _Attempt(self.query, self.networks, compiled, self.device)
+        attempt = _Attempt(self.query, self.networks, bounder.compiled, self.device)
         return Search(bounder, brancher, start, attempt, limits, self.progress)
 
     def _splits_activations(self, bounder: Bounder) -> bool:
@@ -185,7 +185,9 @@ class _Run:
             for i in enclosures[0]
         }
         settings = replace(bounder.options, refine=False, gaps=True, ascent=AscentOptions(steps=8, rate=0.2))
-        return bounder.with_options(settings, root), by_disjunct(Domains.cat(parts))
+        single, start, origin = by_disjunct(self.compiled, Domains.cat(parts))
+        handed = {i: b.index(origin) for i, b in root.items()}
+        return Bounder(single, self.device, self.dtype, settings, handed), start
 
     def _optimised(
         self, bounder: Bounder, part: Domains, left: Tensor, known: dict[int, Interval]

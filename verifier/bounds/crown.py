@@ -28,10 +28,11 @@ _CPU_MEMORY = 1 << 27
 
 @dataclass(frozen=True)
 class Effort:
-    """How much work a pass may do. `memory` is the size in bytes that the coefficients of one pass may
-    take."""
+    """How much work a pass may do. `inherit` takes what is known of a node for its enclosure, without propagating
+    intervals to it; `memory` is the size in bytes that the coefficients of one pass may take."""
 
     refine: bool = True
+    inherit: bool = False
     rounding: bool = True
     memory: int = 1 << 30
 
@@ -120,11 +121,14 @@ def inner_bounds(
     several = any(
         isinstance(graph.nodes[i].op, Elementwise) and len(graph.nodes[i].inputs) > 1 for i in order
     )
-    bounds: Bounds = interval_bounds(graph, boxes, known) if several else {}
+    bounds: Bounds = interval_bounds(graph, boxes, known) if several and not effort.inherit else {}
     bounds.update(zip(graph.inputs, boxes, strict=True))
     relaxations = Relaxations(graph, bounds, slopes)
     all_boxes = all(isinstance(s, Box) for s in sets)
     for i in order:
+        if effort.inherit and known is not None and i in known:
+            bounds[i] = known[i]
+            continue
         if not isinstance(graph.nodes[i].op, Input):
             fresh = interval_of(graph, i, bounds)
             bounds[i] = fresh.intersect(bounds[i]) if i in bounds else fresh

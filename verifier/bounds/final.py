@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from verifier.bounds.ascent import Adam, Best, Leaves
 from verifier.bounds.backward import LinearBound, backward
-from verifier.bounds.crown import Relaxations
 from verifier.bounds.interval import Bounds
-from verifier.graph import Elementwise, Graph, Interval
+from verifier.graph import Elementwise, Graph, Interval, Parameter, Relaxation
 from verifier.graph.coefficients import Coefficients, Dense
 from verifier.sets import InputSet
 
@@ -63,11 +63,29 @@ class FinalPass:
     def batch(self) -> int:
         return max(s.batch for s in self.sets)
 
+    @cached_property
+    def operators(self) -> dict[int, Elementwise]:
+        """The elementwise nodes that the target depends on."""
+        found = {j: self.graph.nodes[j].op for j in sorted(self.graph.ancestors(self.target))}
+        return {j: op for j, op in found.items() if isinstance(op, Elementwise)}
+
+    @cached_property
+    def ranges(self) -> dict[int, dict[str, Parameter]]:
+        """The free parameters of every elementwise node; the enclosures are fixed, and so are these."""
+        return {j: op.parameters(*self._boxes(j)) for j, op in self.operators.items()}
+
+    @cached_property
+    def constrained(self) -> dict[int, Interval]:
+        """1 where a cut is a constraint and 0 where it is not, per end."""
+        return {i: c.map(lambda t: t.isfinite().to(t.dtype)) for i, c in self.cuts.items()}
+
+    def _boxes(self, node: int) -> list[Interval]:
+        return [self.bounds[k] for k in self.graph.nodes[node].inputs]
+
     def run(
         self, leaves: Leaves, rounding: bool, record: dict[int, Tensor] | None = None
     ) -> tuple[LinearBound, Tensor]:
-        """The bound at given parameters, and its minimum [B, R]."""
-        slopes = {key: {n: t for n, t in own.items() if n not in (LOW, HIGH)} for key, own in leaves.items()}
+        """The bound at given parameters (inside their ranges), and its minimum [B, R]."""
         start: dict[int, Coefficients] = {self.target: self.rows}
         shift: Tensor | float = 0.0
         slack: Tensor | float = 0.0
@@ -75,24 +93,34 @@ class FinalPass:
             own = leaves.get((self.target, node), {})
             if LOW not in own and HIGH not in own:
                 continue
-            low, high = self._multipliers(own, cut)
+            low, high = self._multipliers(own, node)
             start[node] = Dense((high - low).expand(self.batch, -1, *cut.lower.shape[1:]))
             terms = [low * _finite(cut.lower).unsqueeze(1), -high * _finite(cut.upper).unsqueeze(1)]
             shift = shift + sum(t.flatten(2).sum(2) for t in terms)
-            size = sum(t.detach().abs().flatten(2).sum(2) for t in terms)
-            slack = slack + (cut.lower[0].numel() + 4) * torch.finfo(low.dtype).eps * size
-        lines = Relaxations(self.graph, self.bounds, slopes).of(self.target, slice(None))
+            if rounding:
+                size = sum(t.abs().flatten(2).sum(2) for t in terms)
+                slack = slack + (cut.lower[0].numel() + 4) * torch.finfo(low.dtype).eps * size
+        lines = {j: self._relax(j, op, leaves.get((self.target, j), {})) for j, op in self.operators.items()}
         plane = backward(self.graph, start, lines, self.bounds, rounding, record)
         if self.cuts:
             error = plane.error if plane.error is None else plane.error + slack
             plane = LinearBound(plane.coefficients, plane.constant + shift, error)
         return plane, plane.minimum(self.graph, self.sets).expand(self.batch, -1)
 
-    def _multipliers(self, own: Mapping[str, Tensor], cut: Interval) -> tuple[Tensor, Tensor]:
+    def _relax(self, node: int, op: Elementwise, own: Mapping[str, Tensor]) -> Relaxation:
+        """With slopes per row [B, R, *shape] where the node has leaves, else [B, *shape]."""
+        ranges, boxes = self.ranges[node], self._boxes(node)
+        if not own.keys() & ranges.keys():
+            return op.relax({name: p.value for name, p in ranges.items()}, *boxes)
+        chosen = {n: own[n].squeeze(1) if n in own else p.value.unsqueeze(1) for n, p in ranges.items()}
+        return op.relax(chosen, *[box.map(lambda t: t.unsqueeze(1)) for box in boxes])
+
+    def _multipliers(self, own: Mapping[str, Tensor], node: int) -> tuple[Tensor, Tensor]:
         """[B, R, *shape], zero where there is no constraint."""
-        zero = torch.zeros_like(cut.lower).unsqueeze(1)
-        low = own[LOW].squeeze(1) * cut.lower.isfinite().unsqueeze(1) if LOW in own else zero
-        high = own[HIGH].squeeze(1) * cut.upper.isfinite().unsqueeze(1) if HIGH in own else zero
+        mask = self.constrained[node]
+        zero = torch.zeros_like(mask.lower).unsqueeze(1)
+        low = own[LOW].squeeze(1) * mask.lower.unsqueeze(1) if LOW in own else zero
+        high = own[HIGH].squeeze(1) * mask.upper.unsqueeze(1) if HIGH in own else zero
         return low, high
 
     def ascend(self, options: AscentOptions, warm: Leaves | None = None, record: Sequence[int] = ()) -> Ascent:
@@ -136,12 +164,9 @@ class FinalPass:
         """Leaves [B, 1, R, *shape] and the scales of their steps [B or 1, 1, 1, *shape]."""
         leaves: Leaves = {}
         scales: Leaves = {}
-        for j in sorted(self.graph.ancestors(self.target)):
-            op = self.graph.nodes[j].op
-            if not isinstance(op, Elementwise):
-                continue
+        for j in self.operators:
             shape = (self.batch, 1, self.count, *self.graph.nodes[j].shape)
-            for name, p in op.parameters(*[self.bounds[k] for k in self.graph.nodes[j].inputs]).items():
+            for name, p in self.ranges[j].items():
                 width = (p.upper - p.lower)[:, None, None]
                 if bool((width > 0).any()):
                     first = warm.get((self.target, j), {}).get(name)
@@ -174,10 +199,7 @@ class FinalPass:
     @torch.no_grad()
     def _project(self, leaves: Leaves) -> None:
         for (_, j), own in leaves.items():
-            op = self.graph.nodes[j].op
-            ranges = {}
-            if isinstance(op, Elementwise):
-                ranges = op.parameters(*[self.bounds[k] for k in self.graph.nodes[j].inputs])
+            ranges = self.ranges.get(j, {})
             for name, tensor in own.items():
                 if name in (LOW, HIGH):
                     tensor.clamp_(min=0)

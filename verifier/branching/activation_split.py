@@ -12,6 +12,7 @@ from verifier.branching.bounding import Bounded, Bounder
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher
 from verifier.graph import Elementwise, Interval
+from verifier.specs.compile import Compiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +106,14 @@ def _free(points: Tensor, shape: tuple[int, ...]) -> Interval:
     return Interval(-end, end)
 
 
-def by_disjunct(domains: Domains) -> Domains:
-    """Each subdomain once per open disjunct, so that every search has one thing to refute."""
+def by_disjunct(compiled: Compiled, domains: Domains) -> tuple[Compiled, Domains, Tensor]:
+    """The query with every open disjunct of `domains` as a case of its own, so that every search has one thing to
+    refute; the subdomains in these terms, and the case [P] that each new case comes from."""
     rows, disjuncts = domains.open.nonzero(as_tuple=True)
     alone = domains.index(rows)
-    only = torch.zeros_like(alone.open).scatter(1, disjuncts.unsqueeze(1), True)
-    return replace(alone, open=only)
+    old = alone.case
+    clauses = compiled.clauses.to(old.device)[old, disjuncts].unsqueeze(1)
+    cases = old.cpu()
+    single = replace(compiled, lower=compiled.lower[cases], upper=compiled.upper[cases], clauses=clauses.cpu())
+    fresh = torch.arange(len(rows), device=old.device)
+    return single, replace(alone, case=fresh, open=torch.ones_like(alone.open[:, :1])), old

@@ -59,7 +59,7 @@ class Bounded:
 
 @dataclass(frozen=True)
 class BoundOptions:
-    """`refine` bounds unstable neurons of a subdomain backwards (otherwise they inherit and propagate intervals),
+    """`refine` bounds unstable neurons of a subdomain backwards (otherwise they inherit their enclosures),
     `linear` uses backward bounds at all, `ascent` optimises the final pass, `gaps` measures every neuron's part in
     the looseness. `memory` is in bytes."""
 
@@ -151,7 +151,8 @@ class Bounder:
         sets = [Box(box.lower, box.upper)]
         known, empty = self._enclosures(domains, dtype)
         below = graph.nodes[self.target].inputs or (self.target,)
-        effort = Effort(refine=self.options.refine and self.options.linear, memory=self.options.memory)
+        refine = self.options.refine and self.options.linear
+        effort = Effort(refine, inherit=not refine and self.options.linear, memory=self.options.memory)
         bounds = inner_bounds(graph, sets, below, known, effort=effort)
         bounds[self.target] = graph.nodes[self.target].op.interval(*[bounds[j] for j in below])
         packed = self._pack(domains)
