@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ import torch
 
 from verifier.bounds.compute import NodeBounds
 from verifier.bounds.compute import compute_bounds as graph_bounds
+from verifier.environment import peak_memory_mb, versions
 from verifier.errors import ModelError, OptionsError, UnsupportedError, VerifierError
 from verifier.frontends import onnx as onnx_frontend
 from verifier.frontends.onnx import OnnxModel
@@ -108,8 +107,8 @@ def verify(
     loaded = time.monotonic() - began
     result = solve(query, networks, compiled, options, deadline, progress)
     seconds = {"load": loaded, **result.stats.seconds}
-    stats = replace(result.stats, seconds=seconds, peak_memory_mb=_peak_memory_mb())
-    return replace(result, stats=stats, versions=_versions())
+    stats = replace(result.stats, seconds=seconds, peak_memory_mb=peak_memory_mb())
+    return replace(result, stats=stats, versions=versions())
 
 
 def compute_bounds(
@@ -250,23 +249,3 @@ def _unstable(graph: Graph, sets: Sequence[InputSet]) -> dict[int, int]:
             masks = [node.op.refinable(k, *[bounds[j] for j in node.inputs]) for k in range(len(node.inputs))]
             found[i] = int(torch.stack([m.any(0) for m in masks]).any(0).sum())
     return found
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("nn-verifier", "torch", "onnx", "onnxruntime"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _peak_memory_mb() -> float | None:
-    """The process's peak resident memory, where the system tells."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if platform.system() == "Darwin" else 2**10)

@@ -24,7 +24,9 @@ class Ran(NamedTuple):
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     """Runs `verifier WORDS...` in this process (its worker is a fork); gives exit code, stdout, stderr."""
-    monkeypatch.setattr(solve, "_age", lambda: 0.0)  # or the tests before would count as the command's start-up
+    monkeypatch.setattr(
+        solve, "_age", lambda: 0.0
+    )  # or the tests before would count as the command's start-up
 
     def call(*words: object) -> Ran:
         capfd.readouterr()

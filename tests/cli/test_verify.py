@@ -134,6 +134,7 @@ def test_the_time_limit_holds_whatever_the_engine_does(run, engine, files, tmp_p
     assert (ran.code, ran.out) == (0, "timeout\n")
     value = json.loads((tmp_path / "r.json").read_text())
     assert (value["verdict"], value["domains"], value["bound"]) == ("timeout", 3, -0.5)
+    assert value["peak_memory_mb"] > 1 and {"python", "torch"} <= set(value["versions"])
 
 
 @pytest.mark.parametrize("packed", [False, True])

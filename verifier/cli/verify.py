@@ -17,6 +17,7 @@ from verifier.cli.failures import explain
 from verifier.cli.flags import with_options
 from verifier.cli.solve import Clock, Target, render, solve
 from verifier.cli.supervise import Answer, Ending, Outcome, Session, Worker
+from verifier.environment import peak_memory_mb, versions
 from verifier.errors import VerifierError
 from verifier.options import Options
 from verifier.progress import display
@@ -80,9 +81,12 @@ def _finish(outcome: Outcome, target: Target, clock: Clock) -> Answer:
     }[outcome.ending]
     last = outcome.progress
     stats = Stats(
-        domains=last.domains_done, seconds={"total": seconds}, attack_margin=last.best_attack_margin
+        domains=last.domains_done,
+        seconds={"total": seconds},
+        peak_memory_mb=peak_memory_mb(children=True),
+        attack_margin=last.best_attack_margin,
     )
-    result = Result(status, bound=last.worst_bound, reason=reason, stats=stats)
+    result = Result(status, bound=last.worst_bound, reason=reason, stats=stats, versions=versions())
     answer = render(result, target, seconds)
     return replace(answer, code=130) if outcome.ending is Ending.INTERRUPTED else answer
 
