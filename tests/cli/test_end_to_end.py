@@ -16,6 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 
+import verifier.api  # noqa: F401  (loaded here once, and not in every forked worker)
 from verifier.specs.evaluator import satisfies
 from verifier.specs.load import load_query
 from verifier.specs.witness import read_witness
