@@ -21,6 +21,11 @@ def r(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
+def few(*shape: int) -> torch.Tensor:
+    """Numbers with few digits, whose sums and products are exact."""
+    return torch.randn(*shape).half().double()
+
+
 def window(kernel: int, stride: int = 1, pad: int = 0) -> Window:
     return Window((kernel,) * 2, (stride,) * 2, (1, 1), (pad,) * 2, (pad,) * 2)
 
@@ -46,7 +51,9 @@ CHAINS = {
     "scalar normalisation before a reshape": (
         (1, 1, 3), ["Reshape", "Linear"], lambda: [ScaleShift(r(1, 3), r(1)), Reshape((1, 3)), Linear(r(4, 3))]),
     "bottleneck stays": ((8,), ["Linear", "Linear"], lambda: [Linear(r(2, 8)), Linear(r(8, 2))]),
-    "two matrices": ((3,), ["Linear"], lambda: [Linear(r(8, 3), r(8)), Linear(r(3, 8), r(3))]),
+    "two matrices": ((3,), ["Linear"], lambda: [Linear(few(8, 3), few(8)), Linear(few(3, 8), r(3))]),
+    "two matrices whose product is rounded stay": (
+        (3,), ["Linear", "Linear"], lambda: [Linear(r(8, 3), r(8)), Linear(r(3, 8), r(3))]),
     "conv, batch norm": (
         (1, 2, 5, 5), ["Conv"], lambda: [Conv(r(4, 1, 3, 3), r(4), window(3, 1, 1), 2), ScaleShift(r(4, 1, 1), r(4, 1, 1))]),
     "transposed conv, batch norm": (

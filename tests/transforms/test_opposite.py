@@ -45,10 +45,10 @@ def test_random_duplicates(seed: int) -> None:
     size = int(torch.randint(1, 5, ()))
     pick = torch.randint(size, (9,))
     sign = torch.randint(0, 2, (9, 1)).double() * 2 - 1
-    weight, bias = torch.randn(size, 3).double()[pick] * sign, torch.randn(size).double()[pick] * sign.squeeze(1)
+    weight, bias = torch.randn(size, 3).half().double()[pick] * sign, torch.randn(size).half().double()[pick] * sign.squeeze(1)
     weight[7] = 0
     first = Linear(weight, bias if seed % 2 else None)
-    second = Linear(torch.randn(4, 9).double(), torch.randn(4).double() if seed % 3 else None)
+    second = Linear(torch.randn(4, 9).half().double(), torch.randn(4).half().double() if seed % 3 else None)
     graph = network(first, second)
     shared = share_opposite_neurons(graph)
     assert neurons(shared) <= size + 4

@@ -1,8 +1,8 @@
 """Fusing chains of affine operators, so that the engines see as few nodes as possible.
 
 Linear, Conv and ConvTranspose swallow the scalings and shifts around them; consecutive matrices are multiplied where
-that saves work; rearrangements are composed; what does nothing is dropped. Exact but for float64 rounding of the
-fused constants.
+that saves work and sums are exact; rearrangements are composed; what does nothing is dropped. Exact but for float64
+rounding of the fused constants, relative to themselves.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from verifier.ops.arithmetic import ScaleShift
 from verifier.ops.convolution import Conv, ConvTranspose
 from verifier.ops.linear import Linear
 from verifier.ops.movement import Permute, Reshape, Take
+from verifier.transforms.exact import faithful_affine, faithful_product
 
 Rule = Callable[[Any, Any, Shape, Shape], "tuple[Op, ...] | None"]
 
@@ -146,7 +147,9 @@ def _scale_linear(first: ScaleShift, second: Linear, shape: Shape, middle: Shape
 
 def _linear_linear(first: Linear, second: Linear, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
     (inner, inputs), outputs = first.weight.shape, second.weight.shape[0]
-    if outputs * inputs > inner * (inputs + outputs):
+    if outputs * inputs > inner * (inputs + outputs) or not faithful_product(second.weight, first.weight):
+        return None
+    if first.bias is not None and not faithful_affine(second.weight, first.bias, second.bias):
         return None
     bias = second.bias
     if first.bias is not None:

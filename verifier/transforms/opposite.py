@@ -17,6 +17,7 @@ from verifier.graph.op import Input
 from verifier.ops.arithmetic import add
 from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import Relu
+from verifier.transforms.exact import exact_sums, faithful_affine, faithful_product
 
 _WORTH = 0.9
 """A way around the Relu costs two more nodes: it is taken when at most this share of the neurons is left."""
@@ -56,6 +57,8 @@ def share(first: Linear, second: Linear) -> Shared | None:
         return None
     weight, shift = second.weight, second.bias
     if not bool(live.all()):
+        if not faithful_affine(weight[:, ~live], bias[~live].clamp(min=0), shift):
+            return None
         constant = weight[:, ~live] @ bias[~live].clamp(min=0)
         weight, shift = weight[:, live], constant if shift is None else shift + constant
     rows = torch.cat([first.weight, bias.unsqueeze(1)], dim=1)[live]
@@ -85,6 +88,8 @@ def _classes(rows: Tensor, weight: Tensor, shift: Tensor | None) -> Shared | Non
     group = torch.empty_like(order)
     group[order] = new.cumsum(0) - 1
     kept = sorted_rows[new]
+    if not exact_sums(weight, group, classes):
+        return None
     total = weight.new_zeros(weight.shape[0], classes).index_add(1, group, weight)
     negative = weight.new_zeros(weight.shape[0], classes).index_add(1, group, weight * (sign < 0).to(weight))
     if classes > _WORTH * len(order) and bool((negative != 0).any()):
@@ -92,14 +97,18 @@ def _classes(rows: Tensor, weight: Tensor, shift: Tensor | None) -> Shared | Non
     return _assemble(kept, total, -negative, shift)
 
 
-def _assemble(rows: Tensor, total: Tensor, linear: Tensor, bias: Tensor | None) -> Shared:
-    """y = total relu(z) + linear z + bias with z = rows (x, 1)."""
+def _assemble(rows: Tensor, total: Tensor, linear: Tensor, bias: Tensor | None) -> Shared | None:
+    """y = total relu(z) + linear z + bias with z = rows (x, 1); None where rounding would show."""
     weight, shift = rows[:, :-1], rows[:, -1]
     used = (total != 0).any(0)
     inner = Linear(weight[used].contiguous(), shift[used].contiguous()) if bool(used.any()) else None
     straight = (linear != 0).any(0)
     if not bool(straight.any()):
         return Shared(inner, Linear(total[:, used].contiguous(), bias), None)
+    if not faithful_product(linear[:, straight], weight[straight]):
+        return None
+    if not faithful_affine(linear[:, straight], shift[straight], bias):
+        return None
     moved = linear[:, straight] @ shift[straight]
     around = Linear(linear[:, straight] @ weight[straight], moved if bias is None else moved + bias)
     return Shared(inner, None if inner is None else Linear(total[:, used].contiguous()), around)
