@@ -14,6 +14,7 @@ import torch
 
 from verifier.bounds.compute import NodeBounds
 from verifier.bounds.compute import compute_bounds as graph_bounds
+from verifier.bounds.precision import full_precision
 from verifier.environment import peak_memory_mb, versions
 from verifier.errors import ModelError, OptionsError, UnsupportedError, VerifierError
 from verifier.frontends import onnx as onnx_frontend
@@ -105,7 +106,8 @@ def verify(
     query, networks = _prepare(model, spec)
     compiled = compile_query(query, networks)
     loaded = time.monotonic() - began
-    result = solve(query, networks, compiled, options, deadline, progress)
+    with full_precision():
+        result = solve(query, networks, compiled, options, deadline, progress)
     seconds = {"load": loaded, **result.stats.seconds}
     stats = replace(result.stats, seconds=seconds, peak_memory_mb=peak_memory_mb())
     return replace(result, stats=stats, versions=versions())
@@ -129,7 +131,8 @@ def compute_bounds(
     dtype = sets[0].box().lower.dtype
     graph = graph.to(dtype, sets[0].box().lower.device)
     try:
-        return graph_bounds(graph, sets, method, nodes)
+        with full_precision():
+            return graph_bounds(graph, sets, method, nodes)
     except KeyError as error:
         names = ", ".join(n.name for n in graph.nodes[:20])
         raise VerifierError(f"{error.args[0]} `verifier inspect` lists them: {names} ...") from error

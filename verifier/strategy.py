@@ -14,6 +14,7 @@ from verifier.attack.falsify import falsify
 from verifier.attack.gradient import AttackOptions
 from verifier.attack.replay import Judge, Networks
 from verifier.bounds.alpha import AlphaOptions, optimise
+from verifier.bounds.crown import OutOfTime
 from verifier.bounds.final import AscentOptions
 from verifier.branching.activation_split import ActivationBrancher, by_disjunct
 from verifier.branching.bounding import Bounder, BoundOptions
@@ -29,13 +30,17 @@ from verifier.specs.compile import Compiled
 from verifier.specs.query import Query
 
 QUICK_ROUNDS = 2
-"""Rounds of the attack before any bound."""
+"""Rounds of the attack before any bound,"""
+QUICK_SHARE = 0.03
+"""and the part of the time that they may take (at least a second)."""
 SLICE = 2.0
 """Seconds of branch and bound before the attack gets another turn; each turn of both is longer by half."""
 ATTACK_SHARE = 0.25
 TRIES_PER_STEP = 4
 INPUT_DIMENSIONS = 48
-"""Up to this many inputs that vary, boxes are split; above, neurons are."""
+"""Up to this many inputs that vary, boxes are split; above, neurons are. Splitting boxes bounds all unstable
+neurons anew for every part, so it also takes a network of at most INPUT_WORK coefficients per pass."""
+INPUT_WORK = 5e6
 STEP_WORK = 3e8
 """Coefficients in one step of branch and bound, about."""
 ROOT_ITERATIONS = 20
@@ -89,6 +94,7 @@ class _Run:
             int(options.max_memory_gb * 2**30) if options.max_memory_gb else _free_memory(self.device)
         )
         self.clock = Clock()
+        self.began = time.monotonic()
         self.margin = math.inf
         self.attacks = 0
         self.unconfirmed = False
@@ -98,10 +104,14 @@ class _Run:
             return self._result(
                 Outcome(Status.UNSAT, Reason.EMPTY_INPUT_SET, math.inf, 0, 0), self.compiled.empty_reason
             )
-        found = self._attack(self.deadline, QUICK_ROUNDS)
+        quick = time.monotonic() + max(1.0, QUICK_SHARE * (self.deadline - time.monotonic()))
+        found = self._attack(min(self.deadline, quick), QUICK_ROUNDS)
         if found is not None:
             return self._result(Outcome(Status.SAT, Reason.NONE, -math.inf, 0, 0, found))
-        search = self._search()
+        try:
+            search = self._search()
+        except OutOfTime:
+            search = Outcome(Status.TIMEOUT, Reason.NONE, -math.inf, 0, 0)
         self.clock.phase("root")
         if isinstance(search, Outcome):
             return self._result(search)
@@ -134,7 +144,9 @@ class _Run:
         compiled = self.compiled
         linear = self.options.method != "interval"
         steps = 0 if self.options.method in ("crown", "interval") else AscentOptions.steps
-        settings = BoundOptions(linear=linear, ascent=AscentOptions(steps), memory=self.memory // 4)
+        settings = BoundOptions(
+            linear=linear, ascent=AscentOptions(steps), memory=self.memory // 4, deadline=self.deadline
+        )
         bounder = Bounder(compiled, self.device, self.dtype, settings)
         start = Domains(
             compiled.lower.to(self.device),
@@ -163,7 +175,8 @@ class _Run:
         if self.options.branching != "auto":
             return self.options.branching == "activation"
         varying = (self.compiled.upper > self.compiled.lower).sum(1).amax()
-        return bool(bounder.elementwise) and int(varying) > INPUT_DIMENSIONS
+        large = int(varying) > INPUT_DIMENSIONS or _work(bounder.graph) > INPUT_WORK
+        return bool(bounder.elementwise) and large
 
     def _root(self, bounder: Bounder, start: Domains) -> tuple[Bounder, Domains]:
         """The bounder that hands the optimised bounds of every case down, and what is left to refute, by disjunct."""
@@ -197,7 +210,9 @@ class _Run:
         table = bounder.clauses[part.case].flatten(1).clamp(min=0)
         scale = torch.ones(table.shape, dtype=self.dtype, device=self.device)
         rows = Rows(table, scale, bounder.graph.nodes[bounder.target].shape)
-        settings = AlphaOptions(iterations=ROOT_ITERATIONS, memory=self.memory // 8)
+        settings = AlphaOptions(
+            iterations=ROOT_ITERATIONS, memory=self.memory // 8, stop=self._enough, deadline=self.deadline
+        )
         some = {i: b.index(left) for i, b in known.items()}
         best = optimise(
             bounder.graph, [Box(box.lower, box.upper)], bounder.target, rows, some, None, settings
@@ -211,6 +226,11 @@ class _Run:
             )
             for i, b in known.items()
         }
+
+    def _enough(self, lower: Tensor) -> Tensor:
+        """Instances [B] whose rows are all refuted, or all of them when half of the time is gone."""
+        late = time.monotonic() > self.began + 0.5 * (self.deadline - self.began)
+        return (lower > 0).all(1) | late
 
     def _result(self, outcome: Outcome, detail: str = "") -> Result:
         reason = outcome.reason

@@ -3,6 +3,7 @@ the final pass and of the inner bounds that it rests on."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -42,7 +43,8 @@ class AlphaOptions:
     `intermediate` optimises the inner bounds too, where `memory` (bytes) allows. Rows above `threshold` need
     no more work. `stop` maps the best lower bounds so far, [B, R], to a boolean [B] of instances that are
     finished; without it an instance is finished when all its rows are above the threshold. Both see values
-    reduced by an estimate of rounding errors.
+    reduced by an estimate of rounding errors. After `deadline` (of `time.monotonic`) the plain pass at the
+    beginning raises OutOfTime.
     """
 
     iterations: int = 20
@@ -52,6 +54,7 @@ class AlphaOptions:
     threshold: float | None = None
     stop: Stop | None = None
     memory: int = 1 << 30
+    deadline: float = math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +86,7 @@ def optimise(
     call on the same sets or larger ones. The batch is treated in parts where `memory` asks for it.
     """
     with torch.no_grad():
-        bounds = inner_bounds(graph, sets, [target], known, effort=Effort(memory=options.memory))
+        bounds = inner_bounds(graph, sets, [target], known, effort=Effort(memory=options.memory, deadline=options.deadline))
         plane = specification_bound(graph, sets, target, rows, bounds)
         lower = plane.minimum(graph, sets)
     batch = sets[0].batch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,15 +28,21 @@ for the K rows of a specification."""
 _CPU_MEMORY = 1 << 27
 
 
+class OutOfTime(Exception):
+    """The deadline came before the end of a pass; what it would have given is not known."""
+
+
 @dataclass(frozen=True)
 class Effort:
     """How much work a pass may do. `inherit` takes what is known of a node for its enclosure, without propagating
-    intervals to it; `memory` is the size in bytes that the coefficients of one pass may take."""
+    intervals to it; `memory` is the size in bytes that the coefficients of one pass may take. After `deadline` (of
+    `time.monotonic`) a pass raises OutOfTime at its next chunk of neurons."""
 
     refine: bool = True
     inherit: bool = False
     rounding: bool = True
     memory: int = 1 << 30
+    deadline: float = math.inf
 
 
 class Clamp(torch.autograd.Function):
@@ -172,6 +180,8 @@ def neuron_bounds(
     step = _chunk(graph, position, sets[0].batch, like, effort.memory)
     lowers, uppers = [], []
     for start in range(0, selection.index.shape[1], step):
+        if time.monotonic() > effort.deadline:
+            raise OutOfTime
         rows = selection.rows(like, start, start + step)
         lines = relaxations.of(position, slice(start, start + step))
         low = backward(graph, {position: rows}, lines, bounds, effort.rounding).minimum(graph, sets)

@@ -114,6 +114,8 @@ def by_disjunct(compiled: Compiled, domains: Domains) -> tuple[Compiled, Domains
     old = alone.case
     clauses = compiled.clauses.to(old.device)[old, disjuncts].unsqueeze(1)
     cases = old.cpu()
-    single = replace(compiled, lower=compiled.lower[cases], upper=compiled.upper[cases], clauses=clauses.cpu())
+    single = replace(
+        compiled, lower=compiled.lower[cases], upper=compiled.upper[cases], clauses=clauses.cpu()
+    )
     fresh = torch.arange(len(rows), device=old.device)
     return single, replace(alone, case=fresh, open=torch.ones_like(alone.open[:, :1])), old

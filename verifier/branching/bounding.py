@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -61,13 +62,14 @@ class Bounded:
 class BoundOptions:
     """`refine` bounds unstable neurons of a subdomain backwards (otherwise they inherit their enclosures),
     `linear` uses backward bounds at all, `ascent` optimises the final pass, `gaps` measures every neuron's part in
-    the looseness. `memory` is in bytes."""
+    the looseness. `memory` is in bytes; after `deadline` (of `time.monotonic`) OutOfTime is raised."""
 
     refine: bool = True
     linear: bool = True
     ascent: AscentOptions = AscentOptions()
     gaps: bool = False
     memory: int = 1 << 30
+    deadline: float = math.inf
 
 
 class _Packed(NamedTuple):
@@ -152,7 +154,12 @@ class Bounder:
         known, empty = self._enclosures(domains, dtype)
         below = graph.nodes[self.target].inputs or (self.target,)
         refine = self.options.refine and self.options.linear
-        effort = Effort(refine, inherit=not refine and self.options.linear, memory=self.options.memory)
+        effort = Effort(
+            refine,
+            inherit=not refine and self.options.linear,
+            memory=self.options.memory,
+            deadline=self.options.deadline,
+        )
         bounds = inner_bounds(graph, sets, below, known, effort=effort)
         bounds[self.target] = graph.nodes[self.target].op.interval(*[bounds[j] for j in below])
         packed = self._pack(domains)

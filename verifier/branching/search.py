@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from verifier.bounds.crown import OutOfTime
 from verifier.branching.bounding import Bounded, Bounder
 from verifier.branching.clip import clip
 from verifier.branching.domains import Domains, Store
@@ -91,6 +92,9 @@ class Search:
             batch = self._store.take(self._size)
             try:
                 found = self._step(batch)
+            except OutOfTime:
+                self._store.push(batch)
+                return self._outcome(Status.TIMEOUT, Reason.NONE)
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise

@@ -1,0 +1,275 @@
+"""Clipping, split constraints, stores and branchers: each against sampled points or the plain way."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from verifier.bounds.crown import inner_bounds
+from verifier.bounds.final import HIGH, LOW, AscentOptions, FinalPass
+from verifier.branching.activation_split import ActivationBrancher, by_disjunct
+from verifier.branching.bounding import Bounder, BoundOptions
+from verifier.branching.clip import clip
+from verifier.branching.domains import Domains, Store
+from verifier.branching.input_split import InputBrancher, sensitivities
+from verifier.branching.search import Search, SearchOptions
+from verifier.graph import Builder, Graph, Interval
+from verifier.graph.coefficients import Rows
+from verifier.ops.arithmetic import add
+from verifier.ops.linear import Linear
+from verifier.ops.piecewise_linear import clip as clip_values
+from verifier.ops.piecewise_linear import leaky_relu, relu
+from verifier.results import Reason, Status
+from verifier.sets import Box
+from verifier.specs.compile import Compiled
+
+ACTIVATIONS = {
+    "relu": relu,
+    "leaky": lambda b, x: leaky_relu(b, x, 0.1),
+    "clip": lambda b, x: clip_values(b, x, -0.4, 0.6),
+}
+
+
+def network(seed: int, activation: str = "relu", outputs: int = 3, inputs: int = 3) -> Graph:
+    """A small residual network with random float64 weights."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def linear(rows: int, columns: int) -> Linear:
+        weight = torch.randn(rows, columns, generator=generator, dtype=torch.float64) / columns**0.5
+        return Linear(weight, 0.3 * torch.randn(rows, generator=generator, dtype=torch.float64))
+
+    builder = Builder()
+    x = builder.input("x", (inputs,))
+    h = ACTIVATIONS[activation](builder, builder.add(linear(8, inputs), x))
+    h = add(builder, ACTIVATIONS[activation](builder, builder.add(linear(8, 8), h)), h)
+    return builder.graph(builder.add(linear(outputs, 8), h))
+
+
+def compiled(graph: Graph, clauses: list[list[list[int]]], size: float = 1.0, strict: bool = False) -> Compiled:
+    count = graph.nodes[graph.inputs[0]].numel
+    table = torch.tensor(clauses)
+    ends = torch.full((len(table), count), size, dtype=torch.float64)
+    rows = graph.nodes[graph.outputs[0]].numel
+    return Compiled(graph, -ends, ends, table, torch.full((rows,), strict))
+
+
+def start(problem: Compiled) -> Domains:
+    return Domains(
+        problem.lower,
+        problem.upper,
+        torch.arange(len(problem.lower)),
+        (problem.clauses >= 0).any(2),
+        torch.full((len(problem.lower),), -math.inf, dtype=torch.float64),
+    )
+
+
+def lifted(graph: Graph, shift: float) -> Graph:
+    """The same network with every output raised by `shift`."""
+    builder = Builder()
+    x = builder.input("x", graph.nodes[graph.inputs[0]].shape)
+    (y,) = builder.include(graph, {graph.inputs[0]: x})
+    rows = graph.nodes[graph.outputs[0]].numel
+    eye = torch.eye(rows, dtype=torch.float64)
+    return builder.graph(builder.add(Linear(eye, torch.full((rows,), shift, dtype=torch.float64)), y))
+
+
+def least(graph: Graph, problem: Compiled, case: int = 0, points: int = 200_000) -> float:
+    """The smallest sampled score of a case."""
+    generator = torch.Generator().manual_seed(1)
+    unit = torch.rand(points, problem.lower.shape[1], generator=generator, dtype=torch.float64)
+    x = problem.lower[case] + unit * (problem.upper - problem.lower)[case]
+    margins = graph.evaluate([x])[0]
+    table = problem.clauses[case]
+    scores = [margins[:, [a for a in row if a >= 0]].amax(1) for row in table.tolist() if max(row) >= 0]
+    return float(torch.stack(scores).amin(0).min())
+
+
+@pytest.mark.parametrize("planes", [1, 2, 4])
+def test_clip_keeps_every_solution(planes: int) -> None:
+    generator = torch.Generator().manual_seed(planes)
+    boxes, size = 200, 4
+    lower = -torch.rand(boxes, size, generator=generator, dtype=torch.float64)
+    upper = torch.rand(boxes, size, generator=generator, dtype=torch.float64)
+    upper[:, 0] = torch.where(torch.arange(boxes) % 5 == 0, lower[:, 0], upper[:, 0])
+    a = torch.randn(boxes, planes, size, generator=generator, dtype=torch.float64)
+    a[::7, 0] = 0
+    b = torch.randn(boxes, planes, generator=generator, dtype=torch.float64)
+    low, high, empty = clip(lower, upper, a, b)
+    x = lower.unsqueeze(1) + torch.rand(boxes, 3000, size, generator=generator, dtype=torch.float64) * (
+        upper - lower
+    ).unsqueeze(1)
+    solves = (torch.einsum("bkn,bpn->bpk", a, x) + b.unsqueeze(1) <= 0).all(2)
+    inside = ((x >= low.unsqueeze(1)) & (x <= high.unsqueeze(1))).all(2)
+    assert not bool((solves & empty.unsqueeze(1)).any())
+    assert bool((inside | ~solves)[~empty].all())
+    assert bool(empty.any()) and bool(solves.any())
+    assert bool((high - low)[~empty].sum() < 0.95 * (upper - lower)[~empty].sum())
+
+
+def test_clip_keeps_a_solution_on_the_boundary() -> None:
+    """x0 + x1 <= 2 on [1, 2]^2 has the single solution (1, 1), whatever the scale."""
+    for scale in (1e-6, 1.0, 1e6):
+        lower = torch.full((1, 2), scale, dtype=torch.float64)
+        planes = torch.ones(1, 1, 2, dtype=torch.float64)
+        low, high, empty = clip(lower, 2 * lower, planes, torch.full((1, 1), -2 * scale, dtype=torch.float64))
+        assert not bool(empty.any())
+        assert bool(((low <= scale) & (high >= scale)).all()) and bool((high < 1.001 * scale).all())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_multipliers_of_cuts_are_sound_and_help(activation: str, dtype: torch.dtype) -> None:
+    graph = network(3, activation).to(dtype)
+    box = Box(-torch.ones(1, 3, dtype=dtype), torch.ones(1, 3, dtype=dtype))
+    bounds = inner_bounds(graph, [box], graph.outputs)
+    node = next(i for i, n in enumerate(graph.nodes) if isinstance(n.op, Linear) and n.shape == (8,))
+    inf = torch.full((1, 8), torch.inf, dtype=dtype)
+    low, high = -inf.clone(), inf.clone()
+    center = (bounds[node].lower + bounds[node].upper) / 2
+    low[0, 0], high[0, 1], low[0, 2], high[0, 2] = center[0, 0], center[0, 1], center[0, 2] - 0.1, center[0, 2] + 0.1
+    cuts = {node: Interval(low, high)}
+    index = torch.arange(3).unsqueeze(0)
+    rows = Rows(index, torch.ones(1, 3, dtype=dtype), (3,))
+    plain = FinalPass(graph, [box], graph.outputs[0], rows, 3, bounds).ascend(AscentOptions(30, 0.1, 0.97))
+    split = FinalPass(graph, [box], graph.outputs[0], rows, 3, bounds, cuts).ascend(AscentOptions(30, 0.1, 0.97))
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.rand(100_000, 3, generator=generator, dtype=torch.float64) - 1
+    exact = graph.to(torch.float64)
+    inner, y = exact.evaluate([x], keep=[node, graph.outputs[0]])
+    kept = ((inner >= low.double()) & (inner <= high.double())).all(1)
+    assert 100 < int(kept.sum()) < len(x)
+    assert bool((y[kept] >= split.lower.double()).all())
+    assert bool((y >= plain.lower.double()).all())
+    assert bool((split.lower >= plain.lower - 1e-4).all()) and bool((split.lower > plain.lower + 1e-3).any())
+    assert {LOW, HIGH} <= set(split.leaves[graph.outputs[0], node])
+
+
+def test_sensitivities_bound_difference_quotients() -> None:
+    graph = network(5)
+    box = Box(-torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
+    found = sensitivities(graph, inner_bounds(graph, [box], graph.outputs), 1)[0]
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.rand(5000, 3, generator=generator, dtype=torch.float64) - 1
+    x.requires_grad_()
+    for k in range(3):
+        gradient = torch.autograd.grad(graph.evaluate([x])[0][:, k].sum(), x)[0]
+        assert bool((gradient.abs().amax(0) <= found[:, k] + 1e-9).all())
+
+
+def test_store_returns_everything_worst_first() -> None:
+    generator = torch.Generator().manual_seed(0)
+    store = Store()
+    bounds = torch.rand(100, generator=generator, dtype=torch.float64)
+    ends = torch.zeros(100, 1, dtype=torch.float64)
+    whole = Domains(ends, ends, torch.arange(100), torch.ones(100, 1, dtype=torch.bool), bounds)
+    for part in torch.arange(100).split(17):
+        store.push(whole.index(part))
+    assert len(store) == 100 and store.worst == float(bounds.min())
+    seen = []
+    while len(store):
+        worst = store.worst
+        taken = store.take(7)
+        assert float(taken.bound.min()) == worst
+        seen += taken.case.tolist()
+    assert sorted(seen) == list(range(100))
+
+
+def test_store_forgets_what_can_be_recomputed() -> None:
+    ends = torch.zeros(4, 1, dtype=torch.float64)
+    known = {0: Interval(ends, ends)}
+    domains = Domains(
+        ends, ends, torch.arange(4), torch.ones(4, 1, dtype=torch.bool), ends[:, 0], known, {0: Interval(ends, ends)}
+    )
+    store = Store(budget=0)
+    store.push(domains)
+    taken = store.take(4)
+    assert not taken.known and taken.cuts
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["input", "activation"])
+def test_halves_cover_their_subdomain(seed: int, kind: str) -> None:
+    """Every point of a subdomain lies in one of its parts, for three rounds of splits."""
+    graph = network(seed, ["relu", "clip"][seed % 2])
+    problem = compiled(graph, [[[0, 1], [2, -1]]])
+    bounder = Bounder(problem, torch.device("cpu"), torch.float64, BoundOptions(gaps=True))
+    brancher = InputBrancher(bounder) if kind == "input" else ActivationBrancher(bounder, 3)
+    domains = start(problem)
+    with torch.no_grad():
+        for _ in range(3):
+            bounded = bounder.bound(domains)
+            children, stuck = brancher.branch(domains, bounded)
+            assert not bool(stuck.any()) and len(children) == 2 * len(domains)
+            domains = children
+    x = 2 * torch.rand(2000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+    covered = torch.zeros(len(x), dtype=torch.bool)
+    for d in range(len(domains)):
+        mine = ((x >= domains.lower[d]) & (x <= domains.upper[d])).all(1)
+        for node, cut in domains.cuts.items():
+            value = graph.evaluate([x], keep=[node])[0]
+            mine &= ((value >= cut.lower[d]) & (value <= cut.upper[d])).all(1)
+        covered |= mine
+    assert bool(covered.all())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["input", "activation"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_search_proves_what_is_true_and_nothing_more(seed: int, kind: str, dtype: torch.dtype) -> None:
+    """The smallest sampled score decides how far the outputs are lifted: a little more is provable, less is not."""
+    graph = network(seed, ["relu", "leaky", "clip"][seed % 3])
+    clauses = [[[0, 1], [2, -1]]] if seed % 2 else [[[0, -1], [1, 2]]]
+    lowest = least(graph, compiled(graph, clauses))
+    for shift, provable in ((0.1, True), (-0.02, False)):
+        problem = compiled(lifted(graph, shift - lowest), clauses)
+        bounder = Bounder(problem, torch.device("cpu"), dtype, BoundOptions(gaps=kind == "activation"))
+        domains = start(problem)
+        if kind == "activation":
+            single, domains, origin = by_disjunct(problem, domains)
+            assert origin.tolist() == [0, 0]
+            bounder = Bounder(single, torch.device("cpu"), dtype, bounder.options)
+        brancher = InputBrancher(bounder) if kind == "input" else ActivationBrancher(bounder)
+        search = Search(bounder, brancher, domains, lambda x, c: None, SearchOptions(math.inf, 64, 2000 if provable else 200))
+        outcome = search.run()
+        assert outcome is not None
+        if provable:
+            assert outcome.status is Status.UNSAT and outcome.bound >= 0
+        else:
+            assert outcome.status is Status.UNKNOWN
+            assert outcome.reason in (Reason.DOMAIN_LIMIT, Reason.NUMERICS) and outcome.bound <= 0
+
+
+def test_interval_method_bounds_by_intervals() -> None:
+    graph = network(0)
+    problem = compiled(graph, [[[0, 1], [2, -1]]])
+    bounder = Bounder(problem, torch.device("cpu"), torch.float64, BoundOptions(linear=False))
+    with torch.no_grad():
+        found = bounder.bound(start(problem))
+    assert float(found.score) <= least(graph, problem)
+    assert not found.planes.any()
+
+
+@pytest.mark.parametrize("kind", ["input", "activation"])
+def test_batches_do_not_matter(kind: str) -> None:
+    """Bounding one by one and all at once agree up to rounding."""
+    problem = compiled(network(2), list(itertools.repeat([[0, 1], [2, -1]], 5)))
+    problem.lower.mul_(torch.linspace(0.1, 1, 5, dtype=torch.float64).unsqueeze(1))
+    bounder = Bounder(
+        problem, torch.device("cpu"), torch.float64, BoundOptions(gaps=kind == "activation", ascent=AscentOptions(0))
+    )
+    domains = start(problem)
+    with torch.no_grad():
+        together = bounder.bound(domains)
+        alone = torch.cat([bounder.bound(domains.index(torch.tensor([i]))).score for i in range(5)])
+    torch.testing.assert_close(together.score, alone, rtol=1e-6, atol=1e-6)
+
+
+def test_a_deadline_ends_a_pass() -> None:
+    problem = compiled(network(1), [[[0, 1], [2, -1]]])
+    bounder = Bounder(problem, torch.device("cpu"), torch.float64, BoundOptions(deadline=-math.inf))
+    search = Search(bounder, InputBrancher(bounder), start(problem), lambda x, c: None, SearchOptions(math.inf))
+    outcome = search.run()
+    assert outcome is not None and outcome.status is Status.TIMEOUT and outcome.bound == -math.inf
