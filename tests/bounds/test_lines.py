@@ -8,6 +8,7 @@ from torch import Tensor
 
 from verifier.bounds.lines import sane, through, through_error
 from verifier.graph import Interval, Relaxation
+from verifier.graph.coefficients import Dense
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -52,7 +53,7 @@ def test_values_and_gradients(arguments: int, groups: int, batch: int) -> None:
     for below, above in ((None, line(7)), (line(8), None), (line(8), line(7)), (None, None)):
         lines = Relaxation(lower, below, upper, above)
         leaves = [t for t in (dense, *lower, *upper, below, above) if t is not None]
-        parts, shift = through(dense, lines, shape)
+        parts, shift = through(Dense(dense), lines, shape)
         expected, expected_shift = plainly(dense, lines, groups)
         assert (shift is None) == (below is None and above is None)
         total = sum((p.dense() * randn(3, 6, *shape, seed=20)).sum() for p in parts)
@@ -77,7 +78,7 @@ def test_lines_that_say_nothing() -> None:
     fixed = sane(lines)
     assert all(t.isfinite().all() for t in (*fixed.lower_slopes, *fixed.upper_slopes))
     rows = torch.cat([torch.eye(4), -torch.eye(4)]).unsqueeze(0)
-    parts, shift = through(rows, fixed, (4,))
+    parts, shift = through(Dense(rows), fixed, (4,))
     assert parts[0].dense().isfinite().all() and shift is not None
     assert (shift[0, :4] == 0).all() and (shift[0, 4:7] < -1e38).all() and shift[0, 7] == -2
     finite = lines._replace(upper_slopes=lines.lower_slopes, upper_intercept=None)
@@ -88,7 +89,7 @@ def test_rounding_takes_the_line_that_is_taken() -> None:
     lines = Relaxation((randn(1, 5),), randn(1, 5, seed=1), (randn(1, 5, seed=2),), randn(1, 5, seed=3))
     box = Interval(randn(1, 5, seed=4) - 1, randn(1, 5, seed=4) + 1)
     rows = torch.cat([torch.eye(5), -torch.eye(5)]).double().unsqueeze(0)
-    size = through_error(rows, lines, [box], (5,))
+    size = through_error(Dense(rows), lines, [box], (5,))
     assert lines.lower_intercept is not None and lines.upper_intercept is not None
     assert torch.allclose(
         size[:, :5], lines.lower_slopes[0].abs() * box.magnitude + lines.lower_intercept.abs()

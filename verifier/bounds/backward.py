@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from verifier.bounds.lines import sane, through, through_error
 from verifier.graph import Affine, Elementwise, Graph, Interval, Relaxation
-from verifier.graph.coefficients import Coefficients, contract
+from verifier.graph.coefficients import Coefficients, Dense
 from verifier.graph.op import Constant, Input, negligible
+from verifier.graph.patches import Patches
 from verifier.sets import InputSet
 
 
@@ -21,12 +22,14 @@ class LinearBound:
     """R linear forms of the inputs that lie below R linear forms of inner nodes, for B subdomains.
 
     `coefficients` maps an input node to [B or 1, R, *shape]; `constant` is [B, R], and `error` [B, R] or None
-    bounds what rounding may have added to coefficients and constant together.
+    bounds what rounding may have added to coefficients and constant together. `patches` are coefficients too, of
+    further input nodes; only `minimum` knows them.
     """
 
     coefficients: dict[int, Tensor]
     constant: Tensor
     error: Tensor | None
+    patches: Mapping[int, Patches] = field(default_factory=dict)
 
     def minimum(self, graph: Graph, sets: Sequence[InputSet]) -> Tensor:
         """The forms' lower bounds over the input sets: [B, R], rounding subtracted."""
@@ -34,6 +37,8 @@ class LinearBound:
         for position, inputs in zip(graph.inputs, sets, strict=True):
             if position in self.coefficients:
                 total = total + inputs.minimum(self.coefficients[position])
+            if position in self.patches:
+                total = total + inputs.minimum_of(self.patches[position])
         if self.error is not None:
             total = total - self.error
         # Positive infinity is an overflow of some part, whatever the others are: nothing is known.
@@ -69,6 +74,7 @@ def backward(
     bounds: Mapping[int, Interval],
     rounding: bool = True,
     record: dict[int, Tensor] | None = None,
+    windows: bool = False,
 ) -> LinearBound:
     """Bound sum over nodes of <start[node], value of node> from below by linear forms of the inputs.
 
@@ -77,11 +83,13 @@ def backward(
     `bounds` encloses the same nodes; it is used only for rounding errors, which are bounded rigorously
     (running error analysis, Higham 2002, chapter 3: each step's relative error times the magnitude of the
     terms it sums) and returned. The coefficients that arrive at the nodes named in `record` are stored there.
+    With `windows` the result may hold `patches`: enough for its minimum, which is then cheaper.
     """
     pending: dict[int, Coefficients] = dict(start)
     queue = [-i for i in pending]
     heapq.heapify(queue)
     inputs: dict[int, Tensor] = {}
+    patches: dict[int, Patches] = {}
     constant: Tensor | float = 0.0
     error: Tensor | float = 0.0
     spread: Tensor | float = 0.0  # the sum of what was added to the constant, in magnitude
@@ -94,11 +102,14 @@ def backward(
             record[position] = coefficients.dense()
         shapes = [graph.nodes[j].shape for j in node.inputs]
         if isinstance(node.op, Input):
-            dense = coefficients.dense()
-            inputs[position] = dense
+            if windows and isinstance(coefficients, Patches):
+                patches[position] = coefficients
+            else:
+                coefficients = Dense(coefficients.dense())
+                inputs[position] = coefficients.values
             if rounding:
-                size = bounds[position].magnitude + negligible(dense.dtype)
-                error = error + _unit(dense, node.numel) * contract(dense.abs(), size)
+                size = bounds[position].magnitude + negligible(bounds[position].lower.dtype)
+                error = error + _unit(size, node.numel) * coefficients.contract(size, absolute=True)
             continue
         if isinstance(node.op, Constant):
             value = node.op.forward()
@@ -118,16 +129,17 @@ def backward(
                 error = error + _affine_error(graph, position, coefficients, offset, bounds)
             parts = [node.op.backward(coefficients, k, *shapes) for k in range(len(node.inputs))]
         elif isinstance(node.op, Elementwise):
-            dense = coefficients.dense()
+            if not isinstance(coefficients, Patches):
+                coefficients = Dense(coefficients.dense())
             relaxation = sane(relaxations[position])
-            parts, shift = through(dense, relaxation, node.shape)
+            parts, shift = through(coefficients, relaxation, node.shape)
             if shift is not None:
                 constant, spread, steps = constant + shift, spread + shift.abs(), steps + 1
             if rounding:
                 boxes = [bounds[j] for j in node.inputs]
                 units = node.op.relaxation_error + (0 if shift is None else node.numel)
-                size = through_error(dense, relaxation, boxes, node.shape) + _flushed(boxes)
-                error = error + _unit(dense, units) * size
+                size = through_error(coefficients, relaxation, boxes, node.shape) + _flushed(boxes)
+                error = error + _unit(size, units) * size
         else:
             raise TypeError(f"{type(node.op).__name__} is neither affine nor elementwise; rewrite it first.")
         for j, part in zip(node.inputs, parts, strict=True):
@@ -139,13 +151,13 @@ def backward(
             else:
                 pending[j] = part
                 heapq.heappush(queue, -j)
-    some = next(iter(inputs.values()), None)
     if not isinstance(constant, Tensor):
-        reference = some if some is not None else next(iter(start.values())).dense()
+        some = [*inputs.values(), *[p.values for p in patches.values()]]
+        reference = some[0] if some else next(iter(start.values())).dense()
         constant = reference.new_zeros(reference.shape[0], reference.shape[1])
     if isinstance(error, Tensor) and isinstance(spread, Tensor):
         error = error + steps * torch.finfo(spread.dtype).eps * spread
-    return LinearBound(inputs, constant, error if isinstance(error, Tensor) else None)
+    return LinearBound(inputs, constant, error if isinstance(error, Tensor) else None, patches)
 
 
 def _affine_error(

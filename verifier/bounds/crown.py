@@ -184,7 +184,8 @@ def neuron_bounds(
             raise OutOfTime
         rows = selection.rows(like, start, start + step)
         lines = relaxations.of(position, slice(start, start + step))
-        low = backward(graph, {position: rows}, lines, bounds, effort.rounding).minimum(graph, sets)
+        bound = backward(graph, {position: rows}, lines, bounds, effort.rounding, windows=True)
+        low = bound.minimum(graph, sets)
         count = low.shape[1] // 2
         lowers.append(low[:, :count])
         uppers.append(-low[:, count:])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,64 +20,89 @@ from torch.autograd.function import once_differentiable
 from verifier.graph import Interval, Relaxation
 from verifier.graph.coefficients import Coefficients, Dense
 from verifier.graph.op import Shape, negligible
+from verifier.graph.patches import Patches
 
 
-def through(dense: Tensor, relaxation: Relaxation, shape: Shape) -> tuple[list[Coefficients], Tensor | None]:
+def through(
+    coefficients: Coefficients, relaxation: Relaxation, shape: Shape
+) -> tuple[list[Coefficients], Tensor | None]:
     """One step through an elementwise operator: positive coefficients take the lower line, negative the
     upper.
 
-    `dense` is [B, R, *shape]. Returns the coefficients of each argument and what the intercepts add, [B, R].
+    Returns the coefficients of each argument and what the intercepts add, [B, R].
     """
-    wide = _widen(dense, relaxation, shape)
+    layout = _Layout.of(coefficients, relaxation, shape)
+    wide = layout.wide
     parts: list[Coefficients] = []
     shift: Tensor | None = None
     for k, (low, high) in enumerate(zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True)):
         below = relaxation.lower_intercept if k == 0 else None
         above = relaxation.upper_intercept if k == 0 else None
-        lines = [None if t is None else _grouped(t, shape) for t in (low, high, below, above)]
+        lines = [None if t is None else layout.line(t) for t in (low, high, below, above)]
         finite = [t if t is None or _is_finite(t) else _finite_part(t) for t in lines[2:]]
         out, added = _Lines.apply(wide, *lines[:2], *finite)  # pyright: ignore[reportGeneralTypeIssues]
-        parts.append(Dense(out.reshape(-1, *dense.shape[1:])))
+        parts.append(layout.rebuild(out))
         if added is not None:
             for sign, full, part in zip((1, -1), lines[2:], finite, strict=True):
-                if full is not part:
+                if full is not None and full is not part:
                     added = added.masked_fill(_meets((sign * wide).clamp(min=0), full), -torch.inf)
             shift = added.flatten(1)
     return parts, shift
 
 
-def through_error(dense: Tensor, relaxation: Relaxation, boxes: Sequence[Interval], shape: Shape) -> Tensor:
+def through_error(
+    coefficients: Coefficients, relaxation: Relaxation, boxes: Sequence[Interval], shape: Shape
+) -> Tensor:
     """The sum over elements of |coefficient| (|slope| |x| + |intercept|) with the line that each takes: [B,
     R]."""
-    wide = _widen(dense, relaxation, shape)
-    lower = _magnitude(relaxation.lower_slopes, relaxation.lower_intercept, boxes, shape)
-    upper = _magnitude(relaxation.upper_slopes, relaxation.upper_intercept, boxes, shape)
-    return (_dot(wide.clamp(min=0), lower) - _dot(wide.clamp(max=0), upper)).flatten(1)
+    layout = _Layout.of(coefficients, relaxation, shape)
+    lower = layout.line(_magnitude(relaxation.lower_slopes, relaxation.lower_intercept, boxes))
+    upper = layout.line(_magnitude(relaxation.upper_slopes, relaxation.upper_intercept, boxes))
+    return (_dot(layout.wide.clamp(min=0), lower) - _dot(layout.wide.clamp(max=0), upper)).flatten(1)
 
 
-def _magnitude(
-    slopes: Sequence[Tensor], intercept: Tensor | None, boxes: Sequence[Interval], shape: Shape
-) -> Tensor:
-    """|slope| |x| + |intercept| of one line, slope and intercept enlarged by what underflow may hide: [B, 1 or G, 1,
-    numel]."""
-    floor = negligible(slopes[0].dtype)
-    total = floor if intercept is None else _grouped(intercept.abs(), shape) + floor
-    for slope, box in zip(slopes, boxes, strict=True):
-        total = total + (_grouped(slope.abs(), shape) + floor) * _grouped(box.magnitude, shape)
+def _magnitude(slopes: Sequence[Tensor], intercept: Tensor | None, boxes: Sequence[Interval]) -> Tensor:
+    """|slope| |x| + |intercept| of one line, slope and intercept enlarged by what underflow may hide: [B, 1 or
+    G, *shape]."""
+    floor, rank = negligible(slopes[0].dtype), boxes[0].lower.dim()
+    lifted = [None if t is None else t.unsqueeze(1) if t.dim() == rank else t for t in (intercept, *slopes)]
+    total = floor if lifted[0] is None else lifted[0].abs() + floor
+    for slope, box in zip(lifted[1:], boxes, strict=True):
+        if slope is not None:
+            total = total + (slope.abs() + floor) * box.magnitude.unsqueeze(1)
     return torch.as_tensor(total)
 
 
-def _widen(dense: Tensor, relaxation: Relaxation, shape: Shape) -> Tensor:
-    """[B, R, *shape] as [B, G, R / G, numel], G the number of groups of rows that have lines of their own."""
-    lines = (*relaxation.lower_slopes, *relaxation.upper_slopes)
-    groups = max(t.shape[1] if t.dim() > len(shape) + 1 else 1 for t in lines)
-    return dense.unflatten(1, (groups, -1)).flatten(3)
+@dataclass(frozen=True, eq=False)
+class _Layout:
+    """Coefficients as [B, G, Q, N]: G groups of Q rows that have lines of their own, of N elements. Windows are a
+    group each."""
 
+    coefficients: Coefficients
+    wide: Tensor
+    shape: Shape
 
-def _grouped(line: Tensor, shape: Shape) -> Tensor:
-    """[B, *shape] or [B, G, *shape] as [B, 1 or G, 1, numel]."""
-    flat = line.flatten(1).unsqueeze(1) if line.dim() == len(shape) + 1 else line.flatten(2)
-    return flat.unsqueeze(2)
+    @classmethod
+    def of(cls, coefficients: Coefficients, relaxation: Relaxation, shape: Shape) -> _Layout:
+        if isinstance(coefficients, Patches):
+            return cls(coefficients, coefficients.values.flatten(2).unsqueeze(2), shape)
+        lines = (*relaxation.lower_slopes, *relaxation.upper_slopes)
+        groups = max(t.shape[1] if t.dim() > len(shape) + 1 else 1 for t in lines)
+        dense = coefficients.dense()
+        return cls(Dense(dense), dense.unflatten(1, (groups, -1)).flatten(3), shape)
+
+    def line(self, line: Tensor) -> Tensor:
+        """[B, *shape] or [B, G, *shape] as [B, 1 or G, 1, N]."""
+        if isinstance(self.coefficients, Patches):
+            return self.coefficients.pick(line).unsqueeze(2)
+        flat = line.flatten(1).unsqueeze(1) if line.dim() == len(self.shape) + 1 else line.flatten(2)
+        return flat.unsqueeze(2)
+
+    def rebuild(self, wide: Tensor) -> Coefficients:
+        """Coefficients of the same kind from [B, G, Q, N]."""
+        if isinstance(self.coefficients, Patches):
+            return self.coefficients.with_values(wide.flatten(1, 2))
+        return Dense(wide.reshape(-1, wide.shape[1] * wide.shape[2], *self.shape))
 
 
 def sane(relaxation: Relaxation) -> Relaxation:

@@ -77,6 +77,11 @@ class Rows(Coefficients):
         picked = flat.expand(batch, -1).gather(1, self.index.expand(batch, -1))
         return (self.scale.abs() if absolute else self.scale) * picked
 
+    def add(self, other: Coefficients) -> Coefficients:
+        """Kinds defined elsewhere know how to take single entries in."""
+        known = isinstance(other, (Dense, Rows, Diagonal))
+        return super().add(other) if known else other.add(self)
+
 
 @dataclass(frozen=True, eq=False)
 class Diagonal(Coefficients):

@@ -13,6 +13,7 @@ from torch.nn import functional
 from verifier.graph import Affine, Builder, Value
 from verifier.graph.coefficients import Coefficients, Dense, Diagonal, Rows
 from verifier.graph.op import Shape
+from verifier.graph.patches import Grid, Patches, wide
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -40,6 +41,13 @@ class Window:
     def extent(self) -> tuple[int, ...]:
         """How many elements the window spans, dilation included."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    @property
+    def planar(self) -> Window:
+        """A window over one or two dimensions as one over two, the first of them possibly trivial."""
+        if len(self.kernel) == 2:
+            return self
+        return Window((1, *self.kernel), (1, *self.stride), (1, *self.dilation), (0, *self.before), (0, *self.after))
 
     def positions(self, size: Sequence[int]) -> tuple[int, ...]:
         """How many windows fit into a padded argument of the given spatial size."""
@@ -71,6 +79,11 @@ def _image(x: Tensor) -> Tensor:
     return x.flatten(0, 1)
 
 
+def _planar(size: Sequence[int]) -> tuple[int, int]:
+    """A spatial size of one or two dimensions as one of two."""
+    return (size[0], size[1]) if len(size) == 2 else (1, size[0])
+
+
 def _check(op: str, shape: Shape, window: Window, channels: int) -> None:
     if len(shape) != len(window.kernel) + 2 or shape[1] != channels:
         raise ValueError(
@@ -100,9 +113,6 @@ class Conv(Affine):
 
     def fan_in(self, *shapes: Shape) -> int:
         return math.prod(self.weight.shape[1:]) + 1
-
-    def fan_out(self, *shapes: Shape) -> int:
-        return self.weight.shape[0] // self.groups * math.prod(self.window.kernel)
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         w = self.window
@@ -157,14 +167,56 @@ class Conv(Affine):
 
     def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
         """A row that is one output element is the kernel itself, put where that element looks: no
-        convolution."""
+        convolution. Windows stay windows until they grow too wide."""
+        planar = len(self.window.kernel) <= 2 and shapes[0][0] == 1
         if isinstance(coefficients, Diagonal):
             values = coefficients.values.reshape(coefficients.values.shape[0], -1)
             rows = torch.arange(values.shape[1], device=values.device).unsqueeze(0)
-            return Dense(self._kernels(rows, values, shapes[0]))
+            coefficients = Rows(rows, values, self.output_shape(*shapes))
         if isinstance(coefficients, Rows):
+            if planar and (patches := self._first_patches(coefficients, shapes[0])) is not None:
+                return patches
             return Dense(self._kernels(coefficients.index, coefficients.scale, shapes[0]))
+        if isinstance(coefficients, Patches) and planar and coefficients.natural:
+            return self._spread(coefficients, shapes[0])
         return super().backward(coefficients, index, *shapes)
+
+    def _first_patches(self, rows: Rows, shape: Shape) -> Patches | None:
+        """One kernel per row, or None where kernels are about as large as the map."""
+        w, (height, width) = self.window.planar, _planar(shape[2:])
+        map = (shape[1], height, width)
+        if wide((w.extent[0], w.extent[1]), map):
+            return None
+        counts = w.positions((height, width))
+        cells = counts[0] * counts[1]
+        batch = max(rows.index.shape[0], rows.scale.shape[0])
+        channel = (rows.index // cells).flatten()
+        values = self._full_kernel().index_select(0, channel).unflatten(0, rows.index.shape)
+        values = values * rows.scale.expand(batch, -1).view(batch, -1, 1, 1, 1)
+        grid = Grid((counts[0], counts[1]), (w.stride[0], w.stride[1]), (-w.before[0], -w.before[1]))
+        return Patches(values, rows.index % cells, grid, map, shape)
+
+    def _full_kernel(self) -> Tensor:
+        """[out, C, *extent]: zeros for other groups' channels and in the gaps of a dilation."""
+        w, weight = self.window.planar, self.weight.view(*self.weight.shape[:2], *self.window.planar.kernel)
+        out, per_group = weight.shape[:2]
+        full = weight.new_zeros(out, self.groups, per_group, *w.extent)
+        group = torch.arange(out, device=weight.device) // (out // self.groups)
+        full[torch.arange(out, device=weight.device), group, :, :: w.dilation[0], :: w.dilation[1]] = weight
+        return full.flatten(1, 2)
+
+    def _spread(self, patches: Patches, shape: Shape) -> Coefficients:
+        """The transposed convolution of every row's window; it needs no padding and no cropping."""
+        w, (height, width) = self.window.planar, _planar(shape[2:])
+        values, grid = patches.inside(), patches.grid
+        kernel = self.weight.view(*self.weight.shape[:2], *w.kernel)
+        spread = functional.conv_transpose2d(
+            values.flatten(0, 1), kernel, None, w.stride, 0, 0, self.groups, w.dilation
+        )
+        steps = [(n * s, m * s - b) for n, m, s, b in zip(grid.step, grid.start, w.stride, w.before, strict=True)]
+        moved = Grid(grid.counts, (steps[0][0], steps[1][0]), (steps[0][1], steps[1][1]))
+        map = (shape[1], height, width)
+        return Patches(spread.unflatten(0, values.shape[:2]), patches.cell, moved, map, shape).narrowed()
 
     def _kernels(self, rows: Tensor, scale: Tensor, shape: Shape) -> Tensor:
         """[B, R, *shape]: for each flat output position in `rows` [B or 1, R] its kernel times `scale` [B or
@@ -210,9 +262,6 @@ class ConvTranspose(Affine):
 
     def fan_in(self, *shapes: Shape) -> int:
         return self.weight.shape[0] // self.groups * math.prod(self.window.kernel) + 1
-
-    def fan_out(self, *shapes: Shape) -> int:
-        return math.prod(self.weight.shape[1:])
 
     def _spread(self, x: Tensor, weight: Tensor) -> Tensor:
         w = self.window

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from verifier.graph import Affine, Builder, Value
 from verifier.graph.coefficients import Coefficients, Diagonal, Rows
 from verifier.graph.op import Shape
+from verifier.graph.patches import Patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,8 @@ class Reshape(Affine):
             return Rows(coefficients.index, coefficients.scale, shapes[0])
         if isinstance(coefficients, Diagonal):
             return Diagonal(coefficients.values.reshape(-1, *shapes[0]))
+        if isinstance(coefficients, Patches):
+            return replace(coefficients, shape=shapes[0])
         return super().backward(coefficients, index, *shapes)
 
 
@@ -77,10 +80,6 @@ class Take(Affine):
     def output_shape(self, *shapes: Shape) -> Shape:
         return self.shape
 
-    def fan_out(self, *shapes: Shape) -> int:
-        """How often the most popular element is taken."""
-        return int(torch.bincount(self.index).max()) if self.index.numel() else 1
-
     def forward(self, *xs: Tensor) -> Tensor:
         flat = xs[0].reshape(xs[0].shape[0], -1)
         return flat.index_select(1, self.index).view(xs[0].shape[0], *self.shape)
@@ -113,9 +112,6 @@ class Concat(Affine):
                 raise ValueError(f"Values of shapes {shapes} do not join along axis {self.axis}.")
         return (*first[: self.axis], sum(s[self.axis] for s in shapes), *first[self.axis + 1 :])
 
-    def fan_out(self, *shapes: Shape) -> int:
-        return 1
-
     def forward(self, *xs: Tensor) -> Tensor:
         batch = max(x.shape[0] for x in xs)
         return torch.cat([x.expand(batch, *x.shape[1:]) for x in xs], dim=self.axis + 1)
@@ -123,6 +119,13 @@ class Concat(Affine):
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         start = sum(s[self.axis] for s in shapes[:index])
         return coefficients.narrow(self.axis + 2, start, shapes[index][self.axis])
+
+    def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
+        if isinstance(coefficients, Patches) and coefficients.natural and self.axis == 1:
+            start, own = sum(s[1] for s in shapes[:index]), shapes[index]
+            values = coefficients.values.narrow(2, start, own[1])
+            return replace(coefficients, values=values, map=(own[1], *coefficients.map[1:]), shape=own)
+        return super().backward(coefficients, index, *shapes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +143,6 @@ class Pad(Affine):
                 f"Padding a value of shape {shapes[0]} by {self.before} and {self.after} leaves nothing."
             )
         return shape
-
-    def fan_out(self, *shapes: Shape) -> int:
-        return 1
 
     def forward(self, *xs: Tensor) -> Tensor:
         pads = [n for b, a in zip(reversed(self.before), reversed(self.after), strict=True) for n in (b, a)]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from verifier.graph.coefficients import contract
+from verifier.graph.coefficients import Coefficients, contract
 from verifier.graph.interval import Interval
+from verifier.graph.patches import Patches
 from verifier.sets.input_set import InputSet
 
 
@@ -56,6 +57,13 @@ class Box(InputSet):
 
     def minimum(self, coefficients: Tensor) -> Tensor:
         return _Minimum.apply(coefficients, self.lower, self.upper)  # pyright: ignore[reportReturnType]
+
+    def minimum_of(self, coefficients: Coefficients) -> Tensor:
+        if not isinstance(coefficients, Patches):
+            return super().minimum_of(coefficients)
+        lower, upper = coefficients.pick(self.lower), coefficients.pick(self.upper)
+        values = coefficients.values.flatten(2)
+        return (values.clamp(min=0) * lower).sum(2) + (values.clamp(max=0) * upper).sum(2)
 
     def minimiser(self, coefficients: Tensor) -> Tensor:
         return torch.where(coefficients > 0, self.lower.unsqueeze(1), self.upper.unsqueeze(1))

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from verifier.graph.coefficients import Coefficients
 from verifier.graph.interval import Interval
 
 
@@ -21,6 +22,10 @@ class InputSet(ABC):
     @abstractmethod
     def minimum(self, coefficients: Tensor) -> Tensor:
         """A lower bound of each linear form over its set: [B or 1, R, *shape] to [B, R]; exact where it can be."""
+
+    def minimum_of(self, coefficients: Coefficients) -> Tensor:
+        """`minimum` for coefficients of any kind; a set that need not make them dense says how."""
+        return self.minimum(coefficients.dense())
 
     @abstractmethod
     def minimiser(self, coefficients: Tensor) -> Tensor:
