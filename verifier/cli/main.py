@@ -6,6 +6,7 @@ Exit codes: 0 for any verdict. 2: bad input, the message says what, where and wh
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _load_engine() -> None:
     """Loads torch and the engine. Nothing of that is garbage, so the collector is spared looking through it."""
+    # Threads of OpenMP that spin while they wait make a machine that does other work as well several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     gc.disable()
     try:
         import verifier.api  # noqa: F401
