@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     import onnx
 
 _STANDARD = ("", "ai.onnx")
+_MOST_ELEMENTS = 1 << 28
+"""A larger input is taken for a damaged file."""
+_NUMBERS = ("weight", "bias", "matrix", "scale", "shift", "slope")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +79,8 @@ def load(model: str | Path | bytes, keep: Sequence[str] = ()) -> OnnxModel:
         outputs=tuple(o.name for o in outputs),
         input_shapes=tuple(graph.nodes[i].shape for i in graph.inputs),
         output_shapes=tuple(graph.nodes[i].shape for i in graph.outputs[:count]),
-        input_dtypes=tuple(_dtype(i) for i in inputs),
-        output_dtypes=tuple(_dtype(o) for o in outputs),
+        input_dtypes=tuple(_dtype(i, source) for i in inputs),
+        output_dtypes=tuple(_dtype(o, source) for o in outputs),
         data=data,
         opset=importer.opset,
         source=source,
@@ -136,10 +140,14 @@ def _parse(data: bytes, source: str) -> onnx.ModelProto:
     return proto
 
 
-def _dtype(info: onnx.ValueInfoProto) -> np.dtype:
+def _dtype(info: onnx.ValueInfoProto, source: str) -> np.dtype:
     from onnx import helper
 
-    return np.dtype(helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type))
+    code = info.type.tensor_type.elem_type
+    try:
+        return np.dtype(helper.tensor_dtype_to_np_dtype(code))
+    except KeyError:
+        raise ModelError(f"{info.name!r} of the model {source} has no known type (code {code}).") from None
 
 
 class _Importer:
@@ -187,6 +195,12 @@ class _Importer:
     def _require_finite(self) -> None:
         """Infinite constants are fine in shape computations and as the ends of a Clip, but not as weights."""
         for node in self.graph().nodes:
+            numbers = [t for n in _NUMBERS if isinstance(t := getattr(node.op, n, None), torch.Tensor)]
+            if not all(t.is_floating_point() for t in numbers):
+                raise ModelError(
+                    f"Node {node.source!r} of the model {self.source} computes with integers; only float networks "
+                    "can be verified."
+                )
             if not all(_is_finite(t) for t in node.op.tensors() if t.is_floating_point()):
                 raise ModelError(
                     f"Node {node.source!r} of the model {self.source} has infinite weights; nothing can be proved "
@@ -230,7 +244,10 @@ class _Importer:
             raise ModelError(
                 f"The {where} has unknown dimensions besides the batch: {names}. Export the model with fixed sizes."
             )
-        return tuple(1 if n is None else n for n in sizes)
+        shape = tuple(1 if n is None else n for n in sizes)
+        if math.prod(shape) > _MOST_ELEMENTS:
+            raise ModelError(f"The {where} has shape {shape}: more elements than can be verified.")
+        return shape
 
     def _constant(self, array: np.ndarray, name: str) -> Value:
         return self.builder.at(name).constant(torch.from_numpy(array), name)
@@ -254,6 +271,11 @@ class _Importer:
             self.refused.append(UnsupportedNode(name, operator, opset, str(reason)))
             self._placeholders(node)
             return
+        except KeyError as error:
+            raise ModelError(
+                f"Node {name!r} ({node.op_type}) of the model {self.source} lacks the attribute {error}; export it "
+                "again."
+            ) from error
         except (ValueError, IndexError) as error:
             raise ModelError(
                 f"Node {name!r} ({node.op_type}) of the model {self.source} does not fit its inputs: {error} "
@@ -358,7 +380,7 @@ def _array(tensor: onnx.TensorProto, name: str, source: str) -> np.ndarray:
         )
     try:
         return canonical(numpy_helper.to_array(tensor), name, source)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ModelError(f"The weight {name!r} of the model {source} is damaged: {error}.") from error
 
 
@@ -370,6 +392,8 @@ def canonical(array: np.ndarray, name: str, source: str) -> np.ndarray:
     if np.issubdtype(array.dtype, np.integer):
         return np.array(array, dtype=np.int64)
     try:
+        if np.iscomplexobj(array):
+            raise TypeError
         array = np.array(array, dtype=np.float64)
     except (TypeError, ValueError):
         raise ModelError(

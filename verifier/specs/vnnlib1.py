@@ -134,7 +134,9 @@ class _Parser:
     def _bulk(self) -> None:
         """Put the operands of all simple comparisons into the table."""
         joined = " ".join([token for token in self.tokens if len(token) > 1 and token[0] == "("])
-        words = [w for w in joined.replace("(", " ").replace(")", " ").split() if w not in ("assert", "and")]
+        for head in ("(assert", "(and", "(", ")"):
+            joined = joined.replace(head, " ")
+        words = joined.split()
         if not words:
             return
         lefts, rights = words[1::3], words[2::3]
