@@ -55,7 +55,9 @@ class ActivationBrancher:
         if count == 1:
             return places[:, 0]
         quick = self.bounder.with_options(
-            replace(self.bounder.options, ascent=AscentOptions(steps=0), gaps=False, refine=False)
+            replace(
+                self.bounder.options, ascent=AscentOptions(steps=0), gaps=False, refine=False, inherit=True
+            )
         )
         trial = Domains.cat(
             [half for k in range(count) for half in self._halves(domains, bounded, nodes, places[:, k])]

@@ -60,11 +60,13 @@ class Bounded:
 
 @dataclass(frozen=True)
 class BoundOptions:
-    """`refine` bounds unstable neurons of a subdomain backwards (otherwise they inherit their enclosures),
+    """`refine` bounds unstable neurons of a subdomain backwards (otherwise intervals are propagated and intersected with
+    what is handed down; with `inherit` not even that),
     `linear` uses backward bounds at all, `ascent` optimises the final pass, `gaps` measures every neuron's part in
     the looseness. `memory` is in bytes; after `deadline` (of `time.monotonic`) OutOfTime is raised."""
 
     refine: bool = True
+    inherit: bool = False
     linear: bool = True
     ascent: AscentOptions = AscentOptions()
     gaps: bool = False
@@ -156,7 +158,7 @@ class Bounder:
         refine = self.options.refine and self.options.linear
         effort = Effort(
             refine,
-            inherit=not refine and self.options.linear,
+            inherit=self.options.inherit,
             memory=self.options.memory,
             deadline=self.options.deadline,
         )
