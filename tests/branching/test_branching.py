@@ -48,7 +48,9 @@ def network(seed: int, activation: str = "relu", outputs: int = 3, inputs: int =
     return builder.graph(builder.add(linear(outputs, 8), h))
 
 
-def compiled(graph: Graph, clauses: list[list[list[int]]], size: float = 1.0, strict: bool = False) -> Compiled:
+def compiled(
+    graph: Graph, clauses: list[list[list[int]]], size: float = 1.0, strict: bool = False
+) -> Compiled:
     count = graph.nodes[graph.inputs[0]].numel
     table = torch.tensor(clauses)
     ends = torch.full((len(table), count), size, dtype=torch.float64)
@@ -129,12 +131,19 @@ def test_multipliers_of_cuts_are_sound_and_help(activation: str, dtype: torch.dt
     inf = torch.full((1, 8), torch.inf, dtype=dtype)
     low, high = -inf.clone(), inf.clone()
     center = (bounds[node].lower + bounds[node].upper) / 2
-    low[0, 0], high[0, 1], low[0, 2], high[0, 2] = center[0, 0], center[0, 1], center[0, 2] - 0.1, center[0, 2] + 0.1
+    low[0, 0], high[0, 1], low[0, 2], high[0, 2] = (
+        center[0, 0],
+        center[0, 1],
+        center[0, 2] - 0.1,
+        center[0, 2] + 0.1,
+    )
     cuts = {node: Interval(low, high)}
     index = torch.arange(3).unsqueeze(0)
     rows = Rows(index, torch.ones(1, 3, dtype=dtype), (3,))
     plain = FinalPass(graph, [box], graph.outputs[0], rows, 3, bounds).ascend(AscentOptions(30, 0.1, 0.97))
-    split = FinalPass(graph, [box], graph.outputs[0], rows, 3, bounds, cuts).ascend(AscentOptions(30, 0.1, 0.97))
+    split = FinalPass(graph, [box], graph.outputs[0], rows, 3, bounds, cuts).ascend(
+        AscentOptions(30, 0.1, 0.97)
+    )
     generator = torch.Generator().manual_seed(0)
     x = 2 * torch.rand(100_000, 3, generator=generator, dtype=torch.float64) - 1
     exact = graph.to(torch.float64)
@@ -181,7 +190,13 @@ def test_store_forgets_what_can_be_recomputed() -> None:
     ends = torch.zeros(4, 1, dtype=torch.float64)
     known = {0: Interval(ends, ends)}
     domains = Domains(
-        ends, ends, torch.arange(4), torch.ones(4, 1, dtype=torch.bool), ends[:, 0], known, {0: Interval(ends, ends)}
+        ends,
+        ends,
+        torch.arange(4),
+        torch.ones(4, 1, dtype=torch.bool),
+        ends[:, 0],
+        known,
+        {0: Interval(ends, ends)},
     )
     store = Store(budget=0)
     store.push(domains)
@@ -232,7 +247,13 @@ def test_search_proves_what_is_true_and_nothing_more(seed: int, kind: str, dtype
             assert origin.tolist() == [0, 0]
             bounder = Bounder(single, torch.device("cpu"), dtype, bounder.options)
         brancher = InputBrancher(bounder) if kind == "input" else ActivationBrancher(bounder)
-        search = Search(bounder, brancher, domains, lambda x, c: None, SearchOptions(math.inf, 64, 2000 if provable else 200))
+        search = Search(
+            bounder,
+            brancher,
+            domains,
+            lambda x, c: None,
+            SearchOptions(math.inf, 64, 2000 if provable else 200),
+        )
         outcome = search.run()
         assert outcome is not None
         if provable:
@@ -258,7 +279,10 @@ def test_batches_do_not_matter(kind: str) -> None:
     problem = compiled(network(2), list(itertools.repeat([[0, 1], [2, -1]], 5)))
     problem.lower.mul_(torch.linspace(0.1, 1, 5, dtype=torch.float64).unsqueeze(1))
     bounder = Bounder(
-        problem, torch.device("cpu"), torch.float64, BoundOptions(gaps=kind == "activation", ascent=AscentOptions(0))
+        problem,
+        torch.device("cpu"),
+        torch.float64,
+        BoundOptions(gaps=kind == "activation", ascent=AscentOptions(0)),
     )
     domains = start(problem)
     with torch.no_grad():
@@ -270,6 +294,8 @@ def test_batches_do_not_matter(kind: str) -> None:
 def test_a_deadline_ends_a_pass() -> None:
     problem = compiled(network(1), [[[0, 1], [2, -1]]])
     bounder = Bounder(problem, torch.device("cpu"), torch.float64, BoundOptions(deadline=-math.inf))
-    search = Search(bounder, InputBrancher(bounder), start(problem), lambda x, c: None, SearchOptions(math.inf))
+    search = Search(
+        bounder, InputBrancher(bounder), start(problem), lambda x, c: None, SearchOptions(math.inf)
+    )
     outcome = search.run()
     assert outcome is not None and outcome.status is Status.TIMEOUT and outcome.bound == -math.inf

@@ -16,7 +16,9 @@ def network(first: Linear, second: Linear) -> Graph:
     builder = Builder()
     x = builder.input("x", (first.weight.shape[1],))
     y = builder.add(second, relu(builder, builder.add(first, x, name="z")), name="y")
-    return builder.graph(builder.add(Linear(torch.eye(second.weight.shape[0]).double()), relu(builder, y), name="out"))
+    return builder.graph(
+        builder.add(Linear(torch.eye(second.weight.shape[0]).double()), relu(builder, y), name="out")
+    )
 
 
 def neurons(graph: Graph) -> int:
@@ -45,7 +47,10 @@ def test_random_duplicates(seed: int) -> None:
     size = int(torch.randint(1, 5, ()))
     pick = torch.randint(size, (9,))
     sign = torch.randint(0, 2, (9, 1)).double() * 2 - 1
-    weight, bias = torch.randn(size, 3).half().double()[pick] * sign, torch.randn(size).half().double()[pick] * sign.squeeze(1)
+    weight, bias = (
+        torch.randn(size, 3).half().double()[pick] * sign,
+        torch.randn(size).half().double()[pick] * sign.squeeze(1),
+    )
     weight[7] = 0
     first = Linear(weight, bias if seed % 2 else None)
     second = Linear(torch.randn(4, 9).half().double(), torch.randn(4).half().double() if seed % 3 else None)

@@ -86,7 +86,9 @@ def optimise(
     call on the same sets or larger ones. The batch is treated in parts where `memory` asks for it.
     """
     with torch.no_grad():
-        bounds = inner_bounds(graph, sets, [target], known, effort=Effort(memory=options.memory, deadline=options.deadline))
+        bounds = inner_bounds(
+            graph, sets, [target], known, effort=Effort(memory=options.memory, deadline=options.deadline)
+        )
         plane = specification_bound(graph, sets, target, rows, bounds)
         lower = plane.minimum(graph, sets)
     batch = sets[0].batch

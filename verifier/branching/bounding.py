@@ -60,8 +60,8 @@ class Bounded:
 
 @dataclass(frozen=True)
 class BoundOptions:
-    """`refine` bounds unstable neurons of a subdomain backwards (otherwise intervals are propagated and intersected with
-    what is handed down; with `inherit` not even that),
+    """`refine` bounds unstable neurons of a subdomain backwards (otherwise intervals are propagated and
+    intersected with what is handed down; with `inherit` not even that),
     `linear` uses backward bounds at all, `ascent` optimises the final pass, `gaps` measures every neuron's part in
     the looseness. `memory` is in bytes; after `deadline` (of `time.monotonic`) OutOfTime is raised."""
 
