@@ -223,9 +223,10 @@ def specification_bound(
 
 
 def _chunk(graph: Graph, position: int, batch: int, like: Tensor, memory: int) -> int:
-    """How many neurons to bound at once: the widest layer's coefficients, about four copies of them alive. On
-    a CPU large tensors only cost page faults."""
+    """How many neurons to bound at once: the widest layer's coefficients for both ends, about eight copies of them
+    alive (windows are at most half as large, but come with the lines under each). On a CPU large tensors only cost
+    page faults."""
     if like.device.type == "cpu":
         memory = min(memory, _CPU_MEMORY)
     widest = max(graph.nodes[j].numel for j in graph.ancestors(position))
-    return max(1, memory // (8 * batch * widest * like.element_size()))
+    return max(1, memory // (16 * batch * widest * like.element_size()))
