@@ -89,7 +89,8 @@ def _run(model: bytes, values, outputs) -> dict[str, np.ndarray]:
         shape = [n if isinstance(n, int) and n > 0 else 1 for n in info.shape]
         kind = np.float64 if info.type == "tensor(double)" else np.float32
         feed[info.name] = np.asarray(value).astype(kind).reshape(shape)
-    return dict(zip([v.name for v in outputs], runtime.run(None, feed), strict=False))
+    found = [np.asarray(y) for y in runtime.run(None, feed)]
+    return dict(zip([v.name for v in outputs], found, strict=False))
 
 
 def attempt(seed: int, data: Path) -> str:

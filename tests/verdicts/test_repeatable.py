@@ -19,7 +19,7 @@ SEARCHED = (53, 73, 128, 192, 194)
 def test_same_result_twice(seed: int, attack: bool) -> None:
     random = np.random.default_rng(seed)
     case = random_case(random, random_net(random, 40))
-    options = Options(timeout=None, seed=7, device="cpu", attack=attack, max_domains=2000, batch_size=64)
+    options = Options(timeout=None, seed=7, device="cpu", attack=attack, max_domains=300, batch_size=64)
     results = [
         verifier.verify(to_onnx(case.net), parse_query(case.text()), options=options) for _ in range(2)
     ]

@@ -235,7 +235,8 @@ class _Importer:
         if kind.elem_type not in (1, 11):
             from onnx import TensorProto
 
-            name = TensorProto.DataType.Name(kind.elem_type)
+            known = kind.elem_type in TensorProto.DataType.values()
+            name = TensorProto.DataType.Name(kind.elem_type) if known else f"number {kind.elem_type}"
             raise ModelError(f"The {where} has type {name}; only FLOAT and DOUBLE inputs can be verified.")
         sizes = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim]
         unknown = [i for i, n in enumerate(sizes) if n is None and i > 0]
