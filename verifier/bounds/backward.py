@@ -185,7 +185,7 @@ def _affine_error(
 
 def _flushed(boxes: Sequence[Interval]) -> Tensor:
     """What coefficients that underflow may cost, in units of rounding: [B, 1]."""
-    total = torch.cat([box.magnitude.flatten(1).sum(1, keepdim=True).unsqueeze(0) for box in boxes]).sum(0)
+    total = torch.as_tensor(sum(box.magnitude.flatten(1).sum(1, keepdim=True) for box in boxes))
     return negligible(total.dtype) * total
 
 

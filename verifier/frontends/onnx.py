@@ -368,7 +368,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     from onnx import helper
 
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    return {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items() if v is not None}
 
 
 def _array(tensor: onnx.TensorProto, name: str, source: str) -> np.ndarray:
