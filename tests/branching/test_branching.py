@@ -299,3 +299,24 @@ def test_a_deadline_ends_a_pass() -> None:
     )
     outcome = search.run()
     assert outcome is not None and outcome.status is Status.TIMEOUT and outcome.bound == -math.inf
+
+
+def test_memory_exhausted_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches above eight run out of memory; the search goes on with smaller ones and loses nothing."""
+    graph = network(0)
+    clauses = [[[0, 1], [2, -1]]]
+    problem = compiled(lifted(graph, 0.1 - least(graph, compiled(graph, clauses))), clauses)
+    bounder = Bounder(problem, torch.device("cpu"), torch.float64)
+    bound, sizes = bounder.bound, []
+
+    def limited(domains: Domains):
+        sizes.append(len(domains))
+        if len(domains) > 8:
+            raise MemoryError
+        return bound(domains)
+
+    monkeypatch.setattr(bounder, "bound", limited)
+    parts = Domains.cat([start(problem)] * 20)
+    outcome = Search(bounder, InputBrancher(bounder), parts, lambda x, c: None, SearchOptions(math.inf)).run()
+    assert outcome is not None and outcome.status is Status.UNSAT
+    assert max(sizes) > 8 and outcome.domains >= 20

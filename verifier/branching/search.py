@@ -96,7 +96,7 @@ class Search:
                 self._store.push(batch)
                 return self._outcome(Status.TIMEOUT, Reason.NONE)
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 self._store.push(batch)
                 if len(batch) == 1:
@@ -201,5 +201,6 @@ def _candidates(rest: Domains, left: Bounded) -> tuple[Tensor, Tensor]:
     return torch.cat([middle, corner]), torch.cat([rest.case, rest.case])
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory, the host's or the device's, was exhausted."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower()
