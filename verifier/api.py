@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from verifier.frontends.torch import TorchModel
 
 Model = Any
-"""A path to an ONNX file or its bytes, an OnnxModel, a torch.nn.Module or a TorchModel."""
+"""A path to an ONNX file or its bytes, an OnnxModel, or a module traced by `trace`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,9 +83,9 @@ def verify(
 ) -> Result:
     """Prove or refute a property.
 
-    `model` is an ONNX file (path or bytes, gzipped or not) or a torch.nn.Module; for a query over several networks
-    a mapping from their declared names. `spec` is a VNN-LIB file, a Query or a Property. `timeout`, in seconds,
-    overrides `options.timeout`. `progress` is called with a Progress now and then.
+    `model` is an ONNX file (path or bytes, gzipped or not) or a module traced by `trace`; for a query over several
+    networks a mapping from their declared names. `spec` is a VNN-LIB file, a Query or a Property. `timeout`, in
+    seconds, overrides `options.timeout`. `progress` is called with a Progress now and then.
 
     Raises VerifierError (ModelError, UnsupportedError, SpecError, OptionsError) for bad input. A limit that is
     reached is a Result with status TIMEOUT or UNKNOWN, never an exception.
@@ -177,12 +177,6 @@ def _prepare(
         if isinstance(query, Property):
             query = query.to_query(network.output_shapes[0])
         networks = {query.networks[0].name: network}
-    missing = [n.name for n in query.networks if n.name not in networks and n.equal_to not in networks]
-    if missing:
-        raise ModelError(
-            f"The query declares the network {missing[0]!r}, for which no model was given; name its file with "
-            f"--network {missing[0]}=FILE."
-        )
     return query, networks
 
 

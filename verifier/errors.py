@@ -47,3 +47,11 @@ class UnsupportedError(ModelError):
 
     def __reduce__(self) -> tuple[type[UnsupportedError], tuple[tuple[UnsupportedNode, ...]]]:
         return type(self), (self.nodes,)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch ran out of memory; torch has a type for the GPU's memory only."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)

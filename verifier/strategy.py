@@ -20,7 +20,8 @@ from verifier.branching.activation_split import ActivationBrancher, by_disjunct
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher
-from verifier.branching.search import Outcome, Search, SearchOptions, out_of_memory
+from verifier.branching.search import Outcome, Search, SearchOptions
+from verifier.errors import is_out_of_memory
 from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.coefficients import Rows
 from verifier.options import Options
@@ -113,7 +114,7 @@ class _Run:
         except OutOfTime:
             search = Outcome(Status.TIMEOUT, Reason.NONE, -math.inf, 0, 0)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             search = Outcome(Status.UNKNOWN, Reason.MEMORY, -math.inf, 0, 0)
         self.clock.phase("root")

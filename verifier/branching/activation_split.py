@@ -25,27 +25,24 @@ class ActivationBrancher:
     candidates: int = 3
 
     def branch(self, domains: Domains, bounded: Bounded) -> tuple[Domains, Tensor]:
-        """Both halves of every subdomain (first all lower ones, then all upper ones of the same subdomains), and a
-        mask [M] of subdomains that have nothing to split."""
+        """Both halves of every subdomain, and a mask [M] of subdomains that have nothing to split."""
         nodes = [i for i in self.bounder.split_nodes if i in bounded.gaps]
         if not nodes:
             return InputBrancher(self.bounder).branch(domains, bounded)
         gaps = torch.cat([bounded.gaps[i].flatten(1) for i in nodes], 1)
         values, places = gaps.topk(min(self.candidates, gaps.shape[1]), dim=1)
         ready = values[:, 0] > 0
-        rest = domains.index(~ready)
-        children, stuck = Domains.cat([rest, rest]), torch.zeros_like(ready)
-        if len(rest):
-            children, unsplit = InputBrancher(self.bounder).branch(rest, bounded.index(~ready))
-            stuck[(~ready).nonzero()[:, 0]] = unsplit
-        if not bool(ready.any()):
-            return children, stuck
-        mine, part = domains.index(ready), bounded.index(ready)
-        best = self._choose(mine, part, nodes, values[ready], places[ready])
-        low, high = self._halves(mine, part, nodes, best)
-        if not len(rest):
-            return Domains.cat([low, high]), stuck
-        return Domains.cat([children, low, high]), stuck
+        stuck = torch.zeros_like(ready)
+        parts: list[Domains] = []
+        if bool(ready.any()):
+            mine, part = domains.index(ready), bounded.index(ready)
+            best = self._choose(mine, part, nodes, values[ready], places[ready])
+            parts += self._halves(mine, part, nodes, best)
+        if not bool(ready.all()):
+            halves, unsplit = InputBrancher(self.bounder).branch(domains.index(~ready), bounded.index(~ready))
+            parts.append(halves)
+            stuck[~ready] = unsplit
+        return Domains.cat(parts), stuck
 
     def _choose(
         self, domains: Domains, bounded: Bounded, nodes: list[int], values: Tensor, places: Tensor

@@ -15,6 +15,7 @@ from verifier.bounds.crown import OutOfTime
 from verifier.branching.bounding import Bounded, Bounder
 from verifier.branching.clip import clip
 from verifier.branching.domains import Domains, Store
+from verifier.errors import is_out_of_memory
 from verifier.results import Counterexample, Progress, Reason, Status
 
 Try = Callable[[Tensor, Tensor], Counterexample | None]
@@ -96,7 +97,7 @@ class Search:
                 self._store.push(batch)
                 return self._outcome(Status.TIMEOUT, Reason.NONE)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._store.push(batch)
                 if len(batch) == 1:
@@ -199,8 +200,3 @@ def _candidates(rest: Domains, left: Bounded) -> tuple[Tensor, Tensor]:
     total = (planes * live.unsqueeze(2)).sum(1)
     corner = torch.where(total > 0, rest.lower, torch.where(total < 0, rest.upper, middle))
     return torch.cat([middle, corner]), torch.cat([rest.case, rest.case])
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory, the host's or the device's, was exhausted."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower()

@@ -19,10 +19,3 @@ def explain(error: BaseException, debug: bool = False) -> tuple[str, int]:
     if debug:
         lines.insert(0, "".join(traceback.format_exception(error)).rstrip())
     return "\n".join(lines), 1
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python or torch ran out of memory; torch has a type for the GPU's memory only."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)

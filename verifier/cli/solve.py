@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from verifier.cli.failures import explain, is_out_of_memory
+from verifier.cli.failures import explain
 from verifier.cli.supervise import Answer
+from verifier.errors import is_out_of_memory
 from verifier.options import Options
 from verifier.progress import ProgressCallback
 from verifier.results import Reason, Result, Status

@@ -107,7 +107,8 @@ def _attach(
     network = networks.get(name) or networks.get(declaration.equal_to or "")
     if network is None:
         raise ModelError(
-            f"The query declares the network {name!r}; name its file with --network {name}=FILE."
+            f"The query declares the network {name!r}, for which no model was given; name its file with "
+            f"--network {name}=FILE."
         )
     mine = [v for v in query.of_kind(Kind.INPUT) if v.network == name]
     graph, feed = network.graph, {}
