@@ -32,9 +32,7 @@ def randn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=GENERATOR, dtype=torch.float64)
 
 
-def conv(
-    b: Builder, x: Value, out: int, k: int = 3, s: int = 1, p: int = 1, d: int = 1, g: int = 1
-) -> Value:
+def conv(b: Builder, x: Value, out: int, k: int = 3, s: int = 1, p: int = 1, d: int = 1, g: int = 1) -> Value:
     rank, channels = len(b.shape(x)) - 2, b.shape(x)[1]
     weight = randn(out, channels // g, *[k] * rank) / (channels // g * k) ** 0.5
     window = Window((k,) * rank, (s,) * rank, (d,) * rank, (p,) * rank, (p,) * rank)
@@ -163,9 +161,7 @@ def test_gradients_in_slopes_and_in_bounds(both: Callable, name: str, shared: bo
             ends[i] = b.map(lambda t: t.clone().requires_grad_())
         slopes = {(target, j): {"lower_slope": t} for j, t in leaves.items()}
         relaxations = Relaxations(graph, ends, slopes)
-        found = neuron_bounds(
-            graph, [inputs], target, selection, ends, relaxations, Effort(rounding=False)
-        )
+        found = neuron_bounds(graph, [inputs], target, selection, ends, relaxations, Effort(rounding=False))
         total = (weights[:, 0] * found.lower + weights[:, 1] * found.upper).sum()
         wanted = [*leaves.values(), *[t for b in ends.values() for t in (b.lower, b.upper)]]
         grads = torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)

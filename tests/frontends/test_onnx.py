@@ -99,7 +99,9 @@ def test_kept_values_survive_the_fusions() -> None:
     torch.testing.assert_close(hidden.flatten(), (expected + torch.tensor([1.0, 2, 3, 4])).clamp(min=0))
     assert model.graph.outputs == (positions[2],) and out.shape == (1, 1, 3)
     check(model)
-    with pytest.raises(ModelError, match=r"The node 'matmal' of the model .* does not exist. Names like it: matmul"):
+    with pytest.raises(
+        ModelError, match=r"The node 'matmal' of the model .* does not exist. Names like it: matmul"
+    ):
         load(MLP, keep=["matmal"])
     with pytest.raises(ModelError, match=r"The node 'w' of the model .* is constant"):
         load(MLP, keep=["w"])

@@ -171,7 +171,9 @@ def crown(graph: Graph, box: Box) -> Tensor:
     return specification_bound(graph, [box], target, rows, bounds).minimum(graph, [box])
 
 
-BOX = Box.around(torch.rand(3, 1, 1, 4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64), 0.1)
+BOX = Box.around(
+    torch.rand(3, 1, 1, 4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64), 0.1
+)
 
 
 def test_bounds_follow_updates_in_place_and_replaced_parameters() -> None:
@@ -185,10 +187,14 @@ def test_bounds_follow_updates_in_place_and_replaced_parameters() -> None:
     module[6].bias = nn.Parameter(module[6].bias.detach() + 1)
     after = crown(model.graph(), BOX)
     assert (after - before).abs().min() > 1e-3
-    torch.testing.assert_close(after, crown(trace(module, torch.rand(1, 1, 4, 4)).graph(), BOX), atol=0, rtol=0)
+    torch.testing.assert_close(
+        after, crown(trace(module, torch.rand(1, 1, 4, 4)).graph(), BOX), atol=0, rtol=0
+    )
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.2), nn.PReLU(), nn.PReLU(2), nn.Hardtanh()], ids=str)
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), nn.LeakyReLU(0.2), nn.PReLU(), nn.PReLU(2), nn.Hardtanh()], ids=str
+)
 def test_gradients_of_a_bound_in_every_parameter_match_finite_differences(activation: nn.Module) -> None:
     module = small(activation)
     model = trace(module, torch.rand(1, 1, 4, 4))
@@ -278,7 +284,11 @@ def test_all_unsupported_operators_are_listed_at_once() -> None:
 @pytest.mark.parametrize(
     ("module", "example", "reason"),
     [
-        (Lambda(lambda w, x: x if x.sum() > 0 else -x), torch.rand(1, 3), "whose course does not depend on values"),
+        (
+            Lambda(lambda w, x: x if x.sum() > 0 else -x),
+            torch.rand(1, 3),
+            "whose course does not depend on values",
+        ),
         (Lambda(lambda w, x: x * float(x.detach().numpy().max())), torch.rand(1, 3), "cannot trace Lambda"),
         (nn.Linear(4, 2), torch.rand(1, 3), "(1, 3)"),
         (nn.Embedding(5, 2), torch.tensor([[1, 2]]), "start from their embeddings"),
@@ -288,7 +298,9 @@ def test_all_unsupported_operators_are_listed_at_once() -> None:
         (Lambda(lambda w, x: x.add_(1)), torch.rand(1, 3), "changes its state or its input"),
     ],
 )
-def test_what_cannot_be_traced_says_why_and_what_to_do(module: nn.Module, example: Tensor, reason: str) -> None:
+def test_what_cannot_be_traced_says_why_and_what_to_do(
+    module: nn.Module, example: Tensor, reason: str
+) -> None:
     with pytest.raises(ModelError) as caught:
         trace(module, example)
     assert reason in str(caught.value)
@@ -351,7 +363,9 @@ def test_the_same_network_from_onnx_and_from_torch_has_equal_bounds(networks) ->
         ("digits_cnn", networks.ResidualCnn(), (1, 1, 8, 8)),
     ):
         file = onnx.load(networks.HERE / f"{name}.onnx")
-        stored = {t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in file.graph.initializer}
+        stored = {
+            t.name: torch.from_numpy(onnx.numpy_helper.to_array(t).copy()) for t in file.graph.initializer
+        }
         missing, unknown = module.load_state_dict(stored, strict=False)
         assert not unknown and all(k.endswith("num_batches_tracked") for k in missing)
         x = torch.from_numpy(images).double().view(-1, *shape)
@@ -366,7 +380,9 @@ def test_the_same_network_from_onnx_and_from_torch_has_equal_bounds(networks) ->
 @pytest.fixture(scope="module")
 def networks(root):
     """tests/data/make_networks.py as a module."""
-    spec = importlib.util.spec_from_file_location("make_networks", root / "tests" / "data" / "make_networks.py")
+    spec = importlib.util.spec_from_file_location(
+        "make_networks", root / "tests" / "data" / "make_networks.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -106,7 +106,9 @@ def test_what_others_need_is_kept() -> None:
 def test_names_of_last_parts_and_unused_inputs_survive() -> None:
     builder = Builder()
     x, _ = builder.input("x", (3,)), builder.input("unused", (2,))
-    value: Value = builder.at("bias").add(ScaleShift(None, r(3)), builder.add(Linear(r(3, 3)), x), name="named")
+    value: Value = builder.at("bias").add(
+        ScaleShift(None, r(3)), builder.add(Linear(r(3, 3)), x), name="named"
+    )
     folded = fold(builder.graph(value))
     assert [(n.name, n.source) for n in folded.nodes][2:] == [("named", "bias")]
     assert len(folded.inputs) == 2

@@ -106,5 +106,3 @@ class Builder:
         if not isinstance(op, Constant):  # pragma: no cover - `_append` folds everything that is not variable
             raise TypeError("A folded value is always a Constant.")
         return op.value
-
-

@@ -158,9 +158,7 @@ class _Pick(torch.autograd.Function):
     maps' grids, one after the other. torch's own gradient of `unfold` takes longer than all the rest."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, at: Tensor, grid: Grid, kernel: tuple[int, int]
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, at: Tensor, grid: Grid, kernel: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(at)
         ctx.saved = (x.shape, grid, kernel)
         table = functional.pad(x, _pads(grid, kernel, (x.shape[2], x.shape[3])))

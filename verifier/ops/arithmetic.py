@@ -50,7 +50,9 @@ class ScaleShift(Affine):
     def output_shape(self, *shapes: Shape) -> Shape:
         for tensor in (self.scale, self.shift):
             if tensor is not None and joint_shape(tensor.shape, shapes[0]) != shapes[0]:
-                raise ValueError(f"A constant of shape {tuple(tensor.shape)} does not broadcast to {shapes[0]}.")
+                raise ValueError(
+                    f"A constant of shape {tuple(tensor.shape)} does not broadcast to {shapes[0]}."
+                )
         return shapes[0]
 
     def forward(self, *xs: Tensor) -> Tensor:
@@ -76,7 +78,9 @@ def scale_shift(
     builder: Builder, x: Value, scale: Tensor | float | None = None, shift: Tensor | float | None = None
 ) -> Value:
     """scale * x + shift with numpy's broadcasting in both directions; scale and shift are constants."""
-    tensors = [torch.as_tensor(t, dtype=torch.float64) if isinstance(t, (int, float)) else t for t in (scale, shift)]
+    tensors = [
+        torch.as_tensor(t, dtype=torch.float64) if isinstance(t, (int, float)) else t for t in (scale, shift)
+    ]
     shape = joint_shape(builder.shape(x), *[t.shape for t in tensors if t is not None])
     return builder.add(ScaleShift(*tensors), broadcast(builder, x, shape))
 
@@ -174,7 +178,9 @@ def _aten_sub(builder: Builder, a: Value, b: Value | float, alpha: float = 1) ->
 
 @aten_op("rsub.Scalar", "rsub.Tensor")
 def _aten_rsub(builder: Builder, a: Value, b: Value | float, alpha: float = 1) -> Value:
-    return subtract(builder, _as_value(builder, b), a if alpha == 1 else scale_shift(builder, a, scale=float(alpha)))
+    return subtract(
+        builder, _as_value(builder, b), a if alpha == 1 else scale_shift(builder, a, scale=float(alpha))
+    )
 
 
 @aten_op("mul.Tensor", "mul.Scalar")

@@ -47,7 +47,9 @@ class Window:
         """A window over one or two dimensions as one over two, the first of them possibly trivial."""
         if len(self.kernel) == 2:
             return self
-        return Window((1, *self.kernel), (1, *self.stride), (1, *self.dilation), (0, *self.before), (0, *self.after))
+        return Window(
+            (1, *self.kernel), (1, *self.stride), (1, *self.dilation), (0, *self.before), (0, *self.after)
+        )
 
     def positions(self, size: Sequence[int]) -> tuple[int, ...]:
         """How many windows fit into a padded argument of the given spatial size."""
@@ -213,7 +215,9 @@ class Conv(Affine):
         spread = functional.conv_transpose2d(
             values.flatten(0, 1), kernel, None, w.stride, 0, 0, self.groups, w.dilation
         )
-        steps = [(n * s, m * s - b) for n, m, s, b in zip(grid.step, grid.start, w.stride, w.before, strict=True)]
+        steps = [
+            (n * s, m * s - b) for n, m, s, b in zip(grid.step, grid.start, w.stride, w.before, strict=True)
+        ]
         moved = Grid(grid.counts, (steps[0][0], steps[1][0]), (steps[0][1], steps[1][1]))
         map = (shape[1], height, width)
         return Patches(spread.unflatten(0, values.shape[:2]), patches.cell, moved, map, shape).narrowed()
