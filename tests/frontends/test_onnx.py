@@ -183,7 +183,7 @@ def test_all_unsupported_nodes_at_once() -> None:
     nodes = [
         helper.make_node("Det", ["x"], ["a"], name="first"),
         helper.make_node("Unsqueeze", ["a", "axis"], ["b"], name="fine"),
-        helper.make_node("Mul", ["b", "b"], ["c"], name="square"),
+        helper.make_node("Pow", ["b", "b"], ["c"], name="power"),
         helper.make_node("Frobnicate", ["c"], ["d"], name="odd", domain="com.example"),
         helper.make_node("Relu", ["d"], ["e"], name="unseen"),
         helper.make_node("Cast", ["x"], ["f"], name="cast", to=TensorProto.INT64),
@@ -195,7 +195,7 @@ def test_all_unsupported_nodes_at_once() -> None:
         load(data)
     assert [(n.name, n.operator, n.opset) for n in caught.value.nodes] == [
         ("first", "Det", 17),
-        ("square", "Mul", 17),
+        ("power", "Pow", 17),
         ("odd", "com.example.Frobnicate", 0),
         ("cast", "Cast", 17),
         ("Conv_6", "Conv", 17),
@@ -203,7 +203,7 @@ def test_all_unsupported_nodes_at_once() -> None:
     assert str(caught.value).splitlines()[:6] == [
         "5 nodes of the network are not supported:",
         "  first: Det (opset 17): the operator is not known",
-        "  square: Mul (opset 17): a product of two values that both depend on the network's input",
+        "  power: Pow (opset 17): input 1 (exponent) must be a constant, but depends on the network's input",
         "  odd: com.example.Frobnicate (opset 0): operators of the domain com.example are not known",
         "  cast: Cast (opset 17): a cast to INT64 of a value that depends on the network's input",
         "  Conv_6: Conv (opset 17): input 1 (weight) must be a constant, but depends on the network's input",

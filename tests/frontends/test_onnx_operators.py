@@ -81,6 +81,11 @@ CASES = [
     *[Case(op, (C(normal(2, 5, 1)), X), note="constant first") for op in ("Add", "Sub", "Mul")],
     Case("Add", (X, (5, 1)), note="two variables"),
     Case("Sub", (X, (2, 1, 6)), note="two variables"),
+    Case("Mul", (X, (2, 1, 6)), note="two variables"),
+    Case("Mul", ((), X), note="a scalar"),
+    Case("Pow", (X, C(np.float32(2)))),
+    Case("Pow", ((3,), C(ints([[2], [2]]))), note="broadcast"),
+    Case("Pow", (X, C(np.float32(1))), opset=12),
     Case("Sum", (X, (1, 6), C(normal(6)))),
     Case("Mean", (X, (1, 6), C(normal(6)))),
     Case("Neg", (X,)),
@@ -99,6 +104,23 @@ CASES = [
     Case("MatMul", ((4,), C(normal(4, 5))), note="vector"),
     Case("MatMul", ((3, 4), C(normal(4))), note="constant vector"),
     Case("MatMul", ((4,), C(normal(4))), note="dot product"),
+    *[
+        Case("MatMul", (a, b), note=f"two variables {a} {b}")
+        for a, b in (
+            ((2, 3, 4), (2, 4, 5)),
+            ((3, 4), (2, 4, 5)),
+            ((2, 1, 3, 4), (5, 4, 2)),
+            ((3, 4), (4,)),
+            ((4,), (2, 4, 5)),
+            ((4,), (4,)),
+        )
+    ],
+    Case(
+        "Gemm",
+        ((4, 3), (5, 4), (5,)),
+        {"alpha": 0.5, "beta": 2.0, "transA": 1, "transB": 1},
+        note="variables",
+    ),
     Case("MatMul", ((4,), C(normal(2, 4, 5))), note="vector times batch"),
     Case("Gemm", ((3, 4), C(normal(4, 5)), C(normal(5))), {"alpha": 0.5, "beta": 2.0}),
     Case("Gemm", ((3, 4), C(normal(5, 4)), C(normal(3, 1))), {"transB": 1}),

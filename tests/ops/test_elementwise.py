@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 import verifier.ops  # noqa: F401 - registers all operators
-from verifier.graph import Builder, Elementwise, Relaxation
+from verifier.graph import Builder, Elementwise, Interval, Relaxation
 from verifier.ops.alternatives import Alternatives, alternatives
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
+from verifier.ops.product import Product, Square, multiply
 from verifier.ops.sign import Sign
 
 
@@ -48,6 +49,8 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
         ("hinge", lambda n: piecewise_linear([0.3], [-1.0, 2.0], 0.0), {"kinks": (0.3,)}),
     ],
     Sign: [("sign", lambda n: Sign(), {})],
+    Product: [("product", lambda n: Product(), {"arguments": 2})],
+    Square: [("square", lambda n: Square(), {})],
     Alternatives: [
         ("two", lambda n: Alternatives(), {"arguments": 2, "equal": True}),
         ("three", lambda n: Alternatives(), {"arguments": 3, "equal": True}),
@@ -122,8 +125,6 @@ def test_a_slope_or_intercept_off_by_one_percent_is_found(
 
 def _example(entry, side: str) -> Tensor | None:
     """An intercept of the operator on ordinary boxes."""
-    from verifier.graph import Interval
-
     op = entry.make(4).to(torch.float32)
     xs = [
         Interval(torch.tensor([[-1.0, -2.0, -0.6, -1.5]]), torch.tensor([[1.0, 0.5, 2.0, 3.0]]))
@@ -151,3 +152,52 @@ def test_builders() -> None:
     assert len([n for n in graph.nodes if isinstance(n.op, Relu)]) == 0
     with pytest.raises(ValueError, match="broadcast"):
         b.add(PRelu(torch.zeros(4)), x)
+
+
+def test_planes_of_a_product_meet_it_at_the_corners_for_every_mixture() -> None:
+    x = Interval(*torch.tensor([[[-1.0, 2.0]], [[3.0, 5.0]]], dtype=torch.float64))
+    y = Interval(*torch.tensor([[[-2.0, -4.0]], [[1.0, -1.0]]], dtype=torch.float64))
+    for weight in (0.0, 0.3, 1.0):
+        mixes = {n: torch.full((1, 2), weight, dtype=torch.float64) for n in ("lower_mix", "upper_mix")}
+        lines = Product().relax(mixes, x, y)
+        for corners, slopes, intercept in (
+            (((x.lower, y.upper), (x.upper, y.lower)), lines.lower_slopes, lines.lower_intercept),
+            (((x.lower, y.lower), (x.upper, y.upper)), lines.upper_slopes, lines.upper_intercept),
+        ):
+            for a, b in corners:
+                assert intercept is not None
+                torch.testing.assert_close(slopes[0] * a + slopes[1] * b + intercept, a * b)
+
+
+@pytest.mark.parametrize("op", [Product(), Square()])
+def test_infinite_intervals_give_no_planes_but_never_nan(op: Elementwise) -> None:
+    ends = torch.tensor([[-torch.inf, -torch.inf, 1.0, -torch.inf, 0.0, -1.0]])
+    tops = torch.tensor([[torch.inf, -2.0, torch.inf, 3e38, torch.inf, 3e38]])
+    xs = [Interval(ends, tops)] * (2 if isinstance(op, Product) else 1)
+    parameters = op.parameters(*xs)
+    assert all(t.isfinite().all() for p in parameters.values() for t in (p.value, p.lower, p.upper))
+    lines = op.relax({n: p.value for n, p in parameters.items()}, *xs)
+    assert lines.lower_intercept is not None and lines.upper_intercept is not None
+    assert (lines.upper_intercept == torch.inf).all()
+    flat = torch.tensor([[isinstance(op, Square)]]) & (lines.lower_slopes[0] == 0)  # then the line is y = 0
+    assert torch.equal(lines.lower_intercept, torch.where(flat, 0.0, -torch.inf))
+    assert not any(t.isnan().any() for t in (*lines.lower_slopes, *lines.upper_slopes))
+    found = op.interval(*xs)
+    assert (found.lower <= found.upper).all()
+
+
+def test_intervals_of_products_keep_their_sign() -> None:
+    x = Interval(torch.tensor([[0.0, 1e-30, -1.0, -2.0]]), torch.tensor([[2.0, 1.0, 0.0, 3.0]]))
+    assert (Square().interval(x).lower >= 0).all()
+    found = Product().interval(x, x)
+    assert found.lower[0, :3].tolist() == [0.0, 0.0, 0.0] and found.lower[0, 3] < -6.0
+
+
+def test_a_value_times_itself_is_a_square() -> None:
+    b = Builder()
+    x, y = b.input("x", (2, 3)), b.input("y", (3,))
+    graph = b.graph(multiply(b, x, x), multiply(b, x, y))
+    assert [type(n.op) for n in graph.nodes if isinstance(n.op, Product | Square)] == [Square, Product]
+    u, v = torch.randn(4, 2, 3), torch.randn(4, 3)
+    squared, mixed = graph.evaluate([u, v])
+    assert torch.equal(squared, u * u) and torch.equal(mixed, u * v[:, None])

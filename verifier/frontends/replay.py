@@ -55,7 +55,8 @@ def _run(
     arrays = [np.ascontiguousarray(x, dtype=d) for x, d in zip(inputs, model.input_dtypes, strict=True)]
     points = []
     for i in range(len(arrays[0])):
-        feed = {n: x[i].reshape(s) for n, x, s in zip(model.inputs, arrays, model.input_shapes, strict=True)}
+        values = zip(model.inputs, arrays, model.input_shapes, strict=True)
+        feed = {n: np.asarray(x[i]).reshape(s) for n, x, s in values}
         try:
             points.append(runtime.run(names, feed))
         except Exception as error:  # as above

@@ -108,15 +108,6 @@ def subtract(builder: Builder, a: Value, b: Value) -> Value:
     return add(builder, a, negate(builder, b))
 
 
-def multiply(builder: Builder, a: Value, b: Value) -> Value:
-    """a * b with numpy's broadcasting, one of them constant."""
-    if (constant := builder.tensor(b)) is not None:
-        return scale_shift(builder, a, scale=constant)
-    if (constant := builder.tensor(a)) is not None:
-        return scale_shift(builder, b, scale=constant)
-    raise Unsupported("a product of two values that both depend on the network's input")
-
-
 def divide(builder: Builder, a: Value, b: Value) -> Value:
     """a / b with numpy's broadcasting, b constant and not zero."""
     constant = builder.tensor(b)
@@ -150,47 +141,38 @@ def _neg(builder: Builder, node: OnnxNode) -> Value:
     return negate(builder, node.required(0))
 
 
-@onnx_op("Mul", note="one factor constant")
-def _mul(builder: Builder, node: OnnxNode) -> Value:
-    return multiply(builder, node.required(0), node.required(1))
-
-
 @onnx_op("Div", note="constant divisor")
 def _div(builder: Builder, node: OnnxNode) -> Value:
     return divide(builder, node.required(0), node.required(1))
 
 
-def _as_value(builder: Builder, x: Value | float) -> Value:
+def as_value(builder: Builder, x: Value | float) -> Value:
+    """An ATen argument that may be a plain number."""
     return x if isinstance(x, Value) else builder.constant(torch.as_tensor(float(x), dtype=torch.float64))
 
 
 @aten_op("add.Tensor", "add.Scalar")
 def _aten_add(builder: Builder, a: Value, b: Value | float, alpha: float = 1) -> Value:
-    other = _as_value(builder, b)
+    other = as_value(builder, b)
     return add(builder, a, other if alpha == 1 else scale_shift(builder, other, scale=float(alpha)))
 
 
 @aten_op("sub.Tensor", "sub.Scalar")
 def _aten_sub(builder: Builder, a: Value, b: Value | float, alpha: float = 1) -> Value:
-    other = _as_value(builder, b)
+    other = as_value(builder, b)
     return subtract(builder, a, other if alpha == 1 else scale_shift(builder, other, scale=float(alpha)))
 
 
 @aten_op("rsub.Scalar", "rsub.Tensor")
 def _aten_rsub(builder: Builder, a: Value, b: Value | float, alpha: float = 1) -> Value:
     return subtract(
-        builder, _as_value(builder, b), a if alpha == 1 else scale_shift(builder, a, scale=float(alpha))
+        builder, as_value(builder, b), a if alpha == 1 else scale_shift(builder, a, scale=float(alpha))
     )
-
-
-@aten_op("mul.Tensor", "mul.Scalar")
-def _aten_mul(builder: Builder, a: Value, b: Value | float) -> Value:
-    return multiply(builder, a, _as_value(builder, b))
 
 
 @aten_op("div.Tensor", "div.Scalar")
 def _aten_div(builder: Builder, a: Value, b: Value | float) -> Value:
-    return divide(builder, a, _as_value(builder, b))
+    return divide(builder, a, as_value(builder, b))
 
 
 @aten_op("neg.default")

@@ -1,4 +1,4 @@
-"""Matrix products with a constant: MatMul, Gemm, Linear."""
+"""Matrix products with a constant."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from torch.nn import functional
 from verifier.graph import Affine, Builder, Value
 from verifier.graph.coefficients import Coefficients, Dense, Diagonal, Rows
 from verifier.graph.op import Shape
-from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
-from verifier.ops.arithmetic import add, scale_shift
-from verifier.ops.movement import permute, reshape
+from verifier.ops.movement import reshape
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,65 +119,3 @@ def matmul_constant(builder: Builder, x: Value, matrix: Tensor, left: bool) -> V
     if x_vector:
         return reshape(builder, y, out[:-1] if left else (*out[:-2], *out[-1:]))
     return y
-
-
-@onnx_op("MatMul")
-def _matmul(builder: Builder, node: OnnxNode) -> Value:
-    a, b = node.required(0), node.required(1)
-    if (right := builder.tensor(b)) is not None:
-        return matmul_constant(builder, a, right, left=False)
-    if (left := builder.tensor(a)) is not None:
-        return matmul_constant(builder, b, left, left=True)
-    raise Unsupported("a product of two values that both depend on the network's input")
-
-
-@onnx_op("Gemm")
-def _gemm(builder: Builder, node: OnnxNode) -> Value:
-    a, b, c = node.required(0), node.required(1), node.input(2)
-    alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
-    if node.attributes.get("transA", 0):
-        a = permute(builder, a, (1, 0))
-    weight = builder.tensor(b)
-    if weight is None:
-        matrix = builder.tensor(a)
-        if matrix is None:
-            raise Unsupported("a product of two values that both depend on the network's input")
-        if node.attributes.get("transB", 0):
-            b = permute(builder, b, (1, 0))
-        y = matmul_constant(builder, b, matrix * alpha, left=True)
-    else:
-        weight = weight if node.attributes.get("transB", 0) else weight.T
-        bias = builder.tensor(c) if c is not None else None
-        if bias is not None and bias.dim() <= 1 and (bias.numel() == weight.shape[0] or bias.numel() == 1):
-            bias = (bias * beta).expand(weight.shape[0]).contiguous()
-            return builder.add(Linear((weight * alpha).contiguous(), bias), a)
-        y = builder.add(Linear((weight * alpha).contiguous()), a)
-    if c is None:
-        return y
-    return add(builder, y, scale_shift(builder, c, scale=beta) if beta != 1 else c)
-
-
-@aten_op("linear.default")
-def _aten_linear(builder: Builder, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    w = builder.tensor(weight)
-    b = None if bias is None else builder.tensor(bias)
-    if w is None or (bias is not None and b is None):
-        raise Unsupported("a weight that depends on the network's input")
-    return builder.add(Linear(w, b), x)
-
-
-@aten_op("addmm.default")
-def _aten_addmm(builder: Builder, bias: Value, x: Value, weight: Value) -> Value:
-    w = builder.tensor(weight)
-    if w is None:
-        raise Unsupported("a weight that depends on the network's input")
-    return add(builder, matmul_constant(builder, x, w, left=False), bias)
-
-
-@aten_op("mm.default", "matmul.default", "bmm.default")
-def _aten_matmul(builder: Builder, a: Value, b: Value) -> Value:
-    if (right := builder.tensor(b)) is not None:
-        return matmul_constant(builder, a, right, left=False)
-    if (left := builder.tensor(a)) is not None:
-        return matmul_constant(builder, b, left, left=True)
-    raise Unsupported("a product of two values that both depend on the network's input")

@@ -1,0 +1,177 @@
+"""Products of two values and squares: Mul, and Pow with a small exponent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Univariate, Value
+from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.ops.arithmetic import as_value, scale_shift
+from verifier.ops.movement import broadcast, joint_shape
+
+
+@dataclass(frozen=True, eq=False)
+class Product(Elementwise):
+    """x * y between the planes of McCormick (1976), the tightest there are on a box.
+
+    Two planes lie below, (x - lx)(y - ly) >= 0 and (ux - x)(uy - y) >= 0 written out, and two above. Each side takes
+    a mixture with a free weight per element; all mixtures leave the same volume on average, the middle has the
+    smallest worst gap. A box that multiplies beyond the floating range gets no planes.
+    """
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0] * xs[1]
+
+    def interval(self, *xs: Interval) -> Interval:
+        """Extrema at corners, rounded outward but never beyond zero, for the sign of a product is exact."""
+        corners = [a * b for a in xs[0] for b in xs[1]]
+        low = torch.minimum(torch.minimum(corners[0], corners[1]), torch.minimum(corners[2], corners[3]))
+        high = torch.maximum(torch.maximum(corners[0], corners[1]), torch.maximum(corners[2], corners[3]))
+        return outward(Interval(low, high))
+
+    def parameters(self, *xs: Interval) -> dict[str, Parameter]:
+        flat = ((xs[0].upper > xs[0].lower) & (xs[1].upper > xs[1].lower)).logical_not()
+        zero = 0.5 * flat.to(xs[0].lower.dtype)
+        half, one = torch.full_like(zero, 0.5), 1 - zero
+        return {"lower_mix": Parameter(half, zero, one), "upper_mix": Parameter(half, zero, one)}
+
+    def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
+        """The slopes mix numbers that may cancel, so the intercepts take the rounding of everything on them."""
+        x, y = xs
+        info = torch.finfo(x.lower.dtype)
+        size = x.magnitude * y.magnitude
+        known = (4 * size).isfinite()
+        if not bool(known.all()):
+            x, y = (Interval(*[torch.where(known, t, torch.zeros_like(t)) for t in z]) for z in xs)
+            size = torch.where(known, size, torch.zeros_like(size))
+        error = 8 * info.eps * size
+        low, high = parameters["lower_mix"], parameters["upper_mix"]
+        below = (mix(low, y.lower, y.upper), mix(low, x.lower, x.upper))
+        above = (mix(high, y.upper, y.lower), mix(high, x.lower, x.upper))
+        floor = -mix(low, x.lower * y.lower, x.upper * y.upper) - error
+        ceiling = -mix(high, x.lower * y.upper, x.upper * y.lower) + error
+        if not bool(known.all()):
+            floor = torch.where(known, floor, torch.full_like(floor, -torch.inf))
+            ceiling = torch.where(known, ceiling, torch.full_like(ceiling, torch.inf))
+        return Relaxation(below, floor, above, ceiling)
+
+    def refinable(self, index: int, *xs: Interval) -> Tensor:
+        """With a constant factor the planes are exact."""
+        return (xs[0].upper > xs[0].lower) & (xs[1].upper > xs[1].lower)
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        return [multiply(builder, cotangent, inputs[1]), multiply(builder, cotangent, inputs[0])]
+
+
+@dataclass(frozen=True, eq=False)
+class Square(Univariate):
+    """x * x: below any tangent inside the interval, above the chord. f(x) - m x is computed as x (x - m)."""
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0] * xs[0]
+
+    def interval(self, *xs: Interval) -> Interval:
+        lower, upper = xs[0]
+        nearest = torch.zeros_like(lower).clamp(lower, upper)
+        high = torch.maximum(lower * lower, upper * upper)
+        return outward(Interval(nearest * nearest, high))
+
+    def support_max(self, slope: Tensor, x: Interval) -> Tensor:
+        """Convex: attained at an end."""
+        high = torch.maximum(x.lower * (x.lower - slope), x.upper * (x.upper - slope))
+        return torch.nan_to_num(high, nan=torch.inf, posinf=torch.inf, neginf=torch.finfo(high.dtype).min)
+
+    def support_min(self, slope: Tensor, x: Interval) -> Tensor:
+        """At the point with derivative `slope`, moved into the interval."""
+        point = torch.minimum(torch.maximum(slope / 2, x.lower), x.upper)
+        low = point * (point - slope)
+        return torch.nan_to_num(low, nan=-torch.inf, posinf=torch.finfo(low.dtype).max, neginf=-torch.inf)
+
+    def parameters(self, *xs: Interval) -> dict[str, Parameter]:
+        """Start from the tangent in the middle, which is parallel to the chord."""
+        most = torch.finfo(xs[0].lower.dtype).max
+        low, high = (2 * t.clamp(-most / 2, most / 2) for t in xs[0])
+        middle = torch.minimum(torch.maximum(low / 2 + high / 2, low), high)
+        return {"lower_slope": Parameter(middle, low, high), "upper_slope": Parameter(middle, middle, middle)}
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        return [multiply(builder, cotangent, scale_shift(builder, inputs[0], scale=2.0))]
+
+
+def mix(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """(1 - weight) a + weight b, which cannot overflow where a and b are finite."""
+    return (1 - weight) * a + weight * b
+
+
+def outward(x: Interval) -> Interval:
+    """An interval of products, each rounded once, that encloses the exact products; zero ends stay where they are."""
+    info = torch.finfo(x.lower.dtype)
+    low, high = x.sanitise()
+    most = torch.full_like(low, info.max)
+    low = torch.minimum(low, most)  # what overflowed is at least as large as the largest number
+    high = torch.maximum(high, -most)
+    down, up = low - (info.eps * low.abs() + info.tiny), high + (info.eps * high.abs() + info.tiny)
+    return Interval(
+        torch.where(low >= 0, down.clamp(min=0), down), torch.where(high <= 0, up.clamp(max=0), up)
+    )
+
+
+def multiply(builder: Builder, a: Value, b: Value) -> Value:
+    """a * b with numpy's broadcasting; a value times itself is a Square."""
+    if (constant := builder.tensor(b)) is not None:
+        return scale_shift(builder, a, scale=constant)
+    if (constant := builder.tensor(a)) is not None:
+        return scale_shift(builder, b, scale=constant)
+    if a == b:
+        return square(builder, a)
+    shape = joint_shape(builder.shape(a), builder.shape(b))
+    return builder.add(Product(), broadcast(builder, a, shape), broadcast(builder, b, shape))
+
+
+def square(builder: Builder, x: Value) -> Value:
+    return builder.add(Square(), x)
+
+
+def power(builder: Builder, x: Value, exponent: Tensor) -> Value:
+    """x ** exponent for one constant exponent, 1 or 2. Raises Unsupported for others."""
+    values = exponent.flatten().unique().tolist()
+    if values not in ([1], [2]):
+        raise Unsupported("an exponent other than 1 or 2")
+    y = x if values == [1] else square(builder, x)
+    return broadcast(builder, y, joint_shape(builder.shape(x), exponent.shape))
+
+
+@onnx_op("Mul")
+def _mul(builder: Builder, node: OnnxNode) -> Value:
+    return multiply(builder, node.required(0), node.required(1))
+
+
+@onnx_op("Pow", note="exponents 1 and 2")
+def _pow(builder: Builder, node: OnnxNode) -> Value:
+    exponent = node.constant(builder, 1, "exponent")
+    if exponent is None:
+        raise Unsupported("the exponent is missing")
+    return power(builder, node.required(0), exponent)
+
+
+@aten_op("mul.Tensor", "mul.Scalar")
+def _aten_mul(builder: Builder, a: Value, b: Value | float) -> Value:
+    return multiply(builder, a, as_value(builder, b))
+
+
+@aten_op("square.default")
+def _aten_square(builder: Builder, x: Value) -> Value:
+    return square(builder, x)
+
+
+@aten_op("pow.Tensor_Scalar")
+def _aten_pow(builder: Builder, x: Value, exponent: float) -> Value:
+    return power(builder, x, torch.as_tensor(float(exponent)))
