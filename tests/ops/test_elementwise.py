@@ -19,6 +19,7 @@ from verifier.ops.alternatives import Alternatives, alternatives
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
 from verifier.ops.product import Product, Square, multiply
 from verifier.ops.sign import Sign
+from verifier.ops.step import Step
 
 
 def _slopes(n: int) -> Tensor:
@@ -27,6 +28,10 @@ def _slopes(n: int) -> Tensor:
     slopes = 3 * torch.randn(n, generator=generator, dtype=torch.float64)
     slopes[::7], slopes[1::7], slopes[2::7] = 0.0, 1.0, 1e4 * slopes[2::7]
     return slopes
+
+
+def _step(knots: list[float], levels: list[float]) -> Step:
+    return Step(torch.tensor(knots, dtype=torch.float64), torch.tensor(levels, dtype=torch.float64))
 
 
 # class to its forms: (name, how to make it for arguments of shape [n], other fields of harness.Entry)
@@ -51,6 +56,16 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
     Sign: [("sign", lambda n: Sign(), {})],
     Product: [("product", lambda n: Product(), {"arguments": 2})],
     Square: [("square", lambda n: Square(), {})],
+    Step: [
+        ("relu", lambda n: _step([0.0], [0.0, 1.0]), {}),
+        ("clip", lambda n: _step([-0.5, 0.7], [0.0, 1.0, 0.0]), {"kinks": (-0.5, 0.7)}),
+        (
+            "zigzag",
+            lambda n: _step([-1.0, 0.1, 2.0], [1.0, -2.0, 0.5, 3.0]),
+            {"kinks": (-1.0, 0.1, 2.0)},
+        ),
+        ("per element", lambda n: Step(torch.zeros(1), torch.stack([_slopes(n), torch.ones(n)])), {}),
+    ],
     Alternatives: [
         ("two", lambda n: Alternatives(), {"arguments": 2, "equal": True}),
         ("three", lambda n: Alternatives(), {"arguments": 3, "equal": True}),
@@ -201,3 +216,27 @@ def test_a_value_times_itself_is_a_square() -> None:
     u, v = torch.randn(4, 2, 3), torch.randn(4, 3)
     squared, mixed = graph.evaluate([u, v])
     assert torch.equal(squared, u * u) and torch.equal(mixed, u * v[:, None])
+
+
+def test_a_step_holds_both_sides_of_a_knot() -> None:
+    """At a kink every generalised derivative: the hull of both one-sided ones, for lines too."""
+    step = _step([0.0, 1.0], [-1.0, 2.0, 0.5])
+    zero, one = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    for low, high, expected in (
+        (zero, zero, (-1.0, 2.0)),
+        (-one, zero, (-1.0, 2.0)),
+        (zero + 1e-300, one - 1e-9, (2.0, 2.0)),
+        (one, 2 * one, (0.5, 2.0)),
+        (one + 1e-9, 2 * one, (0.5, 0.5)),
+        (-one, 2 * one, (-1.0, 2.0)),
+    ):
+        x = Interval(low, high)
+        found = step.interval(x)
+        assert (found.lower.item(), found.upper.item()) == expected
+        for slope in (-1.5, 0.0, 2.0):
+            tilt = torch.full_like(zero, slope)
+            for knot in (zero, one):
+                if (low <= knot) & (knot <= high):
+                    sides = step.interval(Interval(knot, knot))
+                    assert step.support_max(tilt, x) >= sides.upper - slope * knot
+                    assert step.support_min(tilt, x) <= sides.lower - slope * knot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -65,6 +66,11 @@ class Builder:
 
     def include(self, graph: Graph, inputs: dict[int, Value]) -> list[Value]:
         """Append a copy of `graph` with its input nodes replaced by `inputs`; returns its outputs."""
+        mapped = self.embed(graph, inputs)
+        return [mapped[i] for i in graph.outputs]
+
+    def embed(self, graph: Graph, inputs: Mapping[int, Value]) -> dict[int, Value]:
+        """Like `include`, but returns what each of the graph's nodes became."""
         mapped: dict[int, Value] = dict(inputs)
         for i, node in enumerate(graph.nodes):
             if i in mapped:
@@ -74,7 +80,7 @@ class Builder:
             else:
                 self._source = node.source
                 mapped[i] = self.add(node.op, *[mapped[j] for j in node.inputs], name=node.name)
-        return [mapped[i] for i in graph.outputs]
+        return mapped
 
     def graph(self, *outputs: Value) -> Graph:
         """The finished graph; nodes that no output needs are dropped, inputs are always kept."""

@@ -29,6 +29,9 @@ Shape = tuple[int, ...]
 class Op(ABC):
     """An operator. Tensors it takes and returns have the engine's batch dimension in front: [B, *shape]."""
 
+    no_derivative: str = ""
+    """Why there is no vector-Jacobian rule, where there is none; differentiation tells the user."""
+
     @abstractmethod
     def output_shape(self, *shapes: Shape) -> Shape:
         """Shape of the result; raises ValueError with a full sentence where the shapes do not fit."""
@@ -44,7 +47,11 @@ class Op(ABC):
     def vjp(
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
     ) -> Sequence[Value | None]:
-        """Append nodes for the vector-Jacobian products, one per input (None where the derivative is zero)."""
+        """Append nodes for the vector-Jacobian products, one per input (None where the derivative is zero).
+
+        Where the function has kinks, the nodes' bounds must hold every generalised (Clarke) derivative. Only called
+        where `no_derivative` is empty.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no vector-Jacobian rule.")
 
     def tensors(self) -> Iterator[Tensor]:
@@ -70,6 +77,7 @@ class Input(Op):
     """A free variable of the graph."""
 
     shape: Shape
+    no_derivative = "it is a variable"
 
     def output_shape(self, *shapes: Shape) -> Shape:
         return self.shape
@@ -86,6 +94,7 @@ class Constant(Op):
     """A fixed tensor, or a module's live parameter. `value` has the node's shape, without the batch dimension."""
 
     value: Tensor
+    no_derivative = "it is constant"
 
     def output_shape(self, *shapes: Shape) -> Shape:
         return tuple(self.value.shape)
@@ -189,7 +198,10 @@ class Transposed(Affine):
         return dataclasses.replace(self, of=self.of.to(dtype, device))
 
     def fan_in(self, *shapes: Shape) -> int:
-        return int(torch.Size(self.of.output_shape(*self.shapes)).numel())
+        return self.of.fan_out(*self.shapes)
+
+    def fan_out(self, *shapes: Shape) -> int:
+        return self.of.fan_in(*self.shapes)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         return self.shapes[self.index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,11 @@ class Add(Affine):
     def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
         return coefficients
 
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        return [cotangent, cotangent]
+
 
 @dataclass(frozen=True, eq=False)
 class ScaleShift(Affine):
@@ -72,6 +78,11 @@ class ScaleShift(Affine):
         if self.scale is None:
             return coefficients
         return coefficients.multiply(self.scale.expand(shapes[0]).unsqueeze(0))
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        return [cotangent if self.scale is None else builder.add(ScaleShift(self.scale), cotangent)]
 
 
 def scale_shift(

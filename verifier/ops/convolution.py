@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from verifier.graph import Affine, Builder, Value
 from verifier.graph.coefficients import Coefficients, Dense, Diagonal, Rows
-from verifier.graph.op import Shape
+from verifier.graph.op import Shape, Transposed
 from verifier.graph.patches import Grid, Patches, wide
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 
@@ -241,6 +241,12 @@ class Conv(Affine):
         # Places in the padding carry a zero to place 0, hence the addition.
         return result.scatter_add(2, target, kernel).view(*kernel.shape[:2], *shape)
 
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        """Without the bias, which the transpose of the transpose would have to subtract again."""
+        return [builder.add(Transposed(replace(self, bias=None), 0, (builder.shape(inputs[0]),)), cotangent)]
+
 
 @dataclass(frozen=True, eq=False)
 class ConvTranspose(Affine):
@@ -294,6 +300,12 @@ class ConvTranspose(Affine):
         flat = functional.pad(flat, w.pads(w.before, before_extra))
         x = _CONV[len(w.kernel)](flat, self.weight, None, w.stride, 0, w.dilation, self.groups)
         return x.unflatten(0, coefficients.shape[:3])
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        """Without the bias, which the transpose of the transpose would have to subtract again."""
+        return [builder.add(Transposed(replace(self, bias=None), 0, (builder.shape(inputs[0]),)), cotangent)]
 
 
 def window_of(node: OnnxNode, kernel: Sequence[int], size: Sequence[int]) -> Window:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,6 +59,11 @@ class Linear(Affine):
                 return Dense(picked.view(*picked.shape[:2], *shapes[0]))
         return super().backward(coefficients, index, *shapes)
 
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        return [builder.add(Linear(self.weight.T), cotangent)]
+
 
 @dataclass(frozen=True, eq=False)
 class ConstantMatMul(Affine):
@@ -76,6 +82,11 @@ class ConstantMatMul(Affine):
 
     def fan_in(self, *shapes: Shape) -> int:
         return self.matrix.shape[-1 if self.left else -2]
+
+    def fan_out(self, *shapes: Shape) -> int:
+        """All products, shared evenly by the argument's elements."""
+        products = math.prod(self.output_shape(*shapes)) * self.fan_in(*shapes)
+        return products // max(math.prod(shapes[0]), 1)
 
     def _product(self, matrix: Tensor, x: Tensor) -> Tensor:
         missing = matrix.dim() - (x.dim() - 1)

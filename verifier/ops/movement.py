@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ class Reshape(Affine):
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         return coefficients.reshape(*coefficients.shape[:2], *shapes[0])
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        return [reshape(builder, cotangent, builder.shape(inputs[0]))]
 
     def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
         if isinstance(coefficients, Rows):
@@ -65,6 +71,11 @@ class Permute(Affine):
         inverse = sorted(range(len(self.axes)), key=self.axes.__getitem__)
         return coefficients.permute(0, 1, *[a + 2 for a in inverse])
 
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        return [permute(builder, cotangent, sorted(range(len(self.axes)), key=self.axes.__getitem__))]
+
 
 @dataclass(frozen=True, eq=False)
 class Take(Affine):
@@ -79,6 +90,13 @@ class Take(Affine):
 
     def output_shape(self, *shapes: Shape) -> Shape:
         return self.shape
+
+    @cached_property
+    def _copies(self) -> int:
+        return int(torch.bincount(self.index).amax()) if len(self.index) else 0
+
+    def fan_out(self, *shapes: Shape) -> int:
+        return self._copies
 
     def forward(self, *xs: Tensor) -> Tensor:
         flat = xs[0].reshape(xs[0].shape[0], -1)
@@ -127,6 +145,15 @@ class Concat(Affine):
             return replace(coefficients, values=values, map=(own[1], *coefficients.map[1:]), shape=own)
         return super().backward(coefficients, index, *shapes)
 
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        sizes = [builder.shape(x)[self.axis] for x in inputs]
+        return [
+            take(builder, cotangent, lambda t, k=k: t.split(sizes, dim=self.axis)[k])
+            for k in range(len(inputs))
+        ]
+
 
 @dataclass(frozen=True, eq=False)
 class Pad(Affine):
@@ -151,6 +178,11 @@ class Pad(Affine):
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         pads = [-n for b, a in zip(reversed(self.before), reversed(self.after), strict=True) for n in (b, a)]
         return torch.nn.functional.pad(coefficients, pads)
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        return [builder.add(Pad(tuple(-b for b in self.before), tuple(-a for a in self.after)), cotangent)]
 
 
 def reshape(builder: Builder, x: Value, shape: Sequence[int]) -> Value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ from verifier.graph.op import Shape, negligible
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import scale_shift
 from verifier.ops.movement import broadcast
+from verifier.ops.product import multiply
+from verifier.ops.step import Step
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,12 @@ class Relu(Univariate):
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
         return (xs[0].lower < 0) & (xs[0].upper > 0)
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        levels = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        return [_through(builder, inputs[0], torch.zeros(1, dtype=torch.float64), levels, cotangent)]
 
     def branching_point(self, index: int, *xs: Interval) -> Tensor:
         return torch.zeros_like(xs[0].lower).clamp(xs[0].lower, xs[0].upper)
@@ -132,6 +140,12 @@ class PRelu(Univariate):
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
         return (xs[0].lower < 0) & (xs[0].upper > 0) & (self.slope != 1)
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        levels = torch.stack([self.slope, torch.ones_like(self.slope)])
+        return [_through(builder, inputs[0], torch.zeros_like(levels.flatten()[:1]), levels, cotangent)]
 
     def branching_point(self, index: int, *xs: Interval) -> Tensor:
         return torch.zeros_like(xs[0].lower).clamp(xs[0].lower, xs[0].upper)
@@ -257,6 +271,16 @@ class PiecewiseLinear(Univariate):
         view = (-1, *([1] * middle.dim()))
         nearest = (self.knots.view(view) - middle).abs().argmin(0)
         return self.knots[nearest].clamp(xs[0].lower, xs[0].upper)
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        return [_through(builder, inputs[0], self.knots, self.slopes, cotangent)]
+
+
+def _through(builder: Builder, x: Value, knots: Tensor, slopes: Tensor, cotangent: Value) -> Value:
+    """The cotangent times the slope of the piece that x is on."""
+    return multiply(builder, cotangent, builder.add(Step(knots, slopes), x))
 
 
 def _ratio(rise: Tensor, run: Tensor, otherwise: Tensor) -> Tensor:

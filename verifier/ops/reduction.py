@@ -14,7 +14,7 @@ from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import add, scale_shift
 from verifier.ops.linear import Linear
-from verifier.ops.movement import permute, reshape
+from verifier.ops.movement import broadcast, permute, reshape
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,19 @@ class Sum(Affine):
     def fan_in(self, *shapes: Shape) -> int:
         return math.prod(shapes[0][a] for a in self.axes)
 
+    def fan_out(self, *shapes: Shape) -> int:
+        return 1
+
     def forward(self, *xs: Tensor) -> Tensor:
         return xs[0].sum(dim=[a + 1 for a in self.axes], keepdim=True)
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         return coefficients.expand(*coefficients.shape[:2], *shapes[0])
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        return [broadcast(builder, cotangent, builder.shape(inputs[0]))]
 
 
 def total(builder: Builder, x: Value, axes: Sequence[int], keep: bool, mean: bool = False) -> Value:

@@ -32,6 +32,7 @@ class Repeat(Op):
     states: int
     scanned: int
     output: int
+    no_derivative = "a loop is written out first (transforms.unroll)"
 
     @property
     def stacked(self) -> bool:

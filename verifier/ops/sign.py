@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,8 @@ class Sign(Univariate):
     ends, and the slopes are free from 0 to where the line reaches the other end's value: with 0 < u the lower
     line through (0, sign l) may rise until (u, sign u), and likewise above.
     """
+
+    no_derivative = "it is constant but for a jump at 0, where there is no derivative"
 
     def forward(self, *xs: Tensor) -> Tensor:
         return xs[0].sign()
@@ -57,11 +59,6 @@ class Sign(Univariate):
 
     def branching_point(self, index: int, *xs: Interval) -> Tensor:
         return torch.zeros_like(xs[0].lower).clamp(xs[0].lower, xs[0].upper)
-
-    def vjp(
-        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
-    ) -> Sequence[Value | None]:
-        raise NotImplementedError("Sign has no derivative at 0 and none but zero elsewhere.")
 
 
 def _around_zero(x: Interval) -> Tensor:
