@@ -28,7 +28,7 @@ from verifier.specs.compile import compile_query
 from verifier.specs.load import load_query
 from verifier.specs.normalise import normalise
 from verifier.specs.property import Property
-from verifier.specs.query import Query
+from verifier.specs.query import Query, hidden_names
 from verifier.strategy import solve
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ class _ModuleNetwork:
     @property
     def output_shapes(self) -> tuple[tuple[int, ...], ...]:
         return self.traced.output_shapes
+
+    @property
+    def kept(self) -> Mapping[str, int]:
+        return {}
 
     @property
     def input_dtypes(self) -> tuple[np.dtype, ...]:
@@ -171,26 +175,28 @@ def _prepare(
     if isinstance(model, Mapping):
         if isinstance(query, Property):
             raise VerifierError("a Property speaks of one network; pass that network itself, not a mapping.")
-        networks = {name: _load(m) for name, m in model.items()}
+        keep = {name: hidden_names(query, name) for name in model}
+        networks = {name: _load(m, keep[name]) for name, m in model.items()}
     else:
-        network = _load(model)
+        keep = hidden_names(query, query.networks[0].name) if isinstance(query, Query) else ()
+        network = _load(model, keep)
         if isinstance(query, Property):
             query = query.to_query(network.output_shapes[0])
         networks = {query.networks[0].name: network}
     return query, networks
 
 
-def _load(model: Model) -> Network:
-    """The converted network, checked against what it was made from."""
+def _load(model: Model, keep: Sequence[str] = ()) -> Network:
+    """The converted network with the inner values `keep`, checked against what it was made from."""
     if isinstance(model, _ModuleNetwork):
         return model
     if isinstance(model, str | Path | bytes):
-        model = onnx_frontend.load(model)
+        model = onnx_frontend.load(model, keep)
         from verifier.frontends.replay import check
 
         check(model)
     if isinstance(model, OnnxModel):
-        return model
+        return model if set(keep) <= set(model.kept) else onnx_frontend.load(model.data, keep)
     if isinstance(model, torch.nn.Module):
         raise ModelError(
             "a torch.nn.Module has no input shape; trace it first: verifier.trace(module, example) with an example "

@@ -15,7 +15,7 @@ from verifier.frontends.onnx import OnnxModel
 from verifier.results import Counterexample
 from verifier.specs.evaluator import satisfies
 from verifier.specs.matching import match
-from verifier.specs.query import Kind, Query
+from verifier.specs.query import Kind, Query, Variable
 from verifier.specs.witness import write_witness
 
 TOLERANCE = 1e-4
@@ -58,8 +58,6 @@ class Judge:
         self.query = query
         self.tolerance = tolerance
         self.inputs = Inputs(query)
-        if query.of_kind(Kind.HIDDEN):
-            raise ModelError("Hidden values cannot be replayed: a counterexample could not be confirmed.")
         self.networks = {d.name: _resolve(d.name, d.equal_to, networks) for d in query.networks}
         dtypes = {dtype for n in self.networks.values() for dtype in n.input_dtypes}
         self.grid = max((np.dtype(d) for d in dtypes), key=lambda d: np.finfo(d).eps)
@@ -98,7 +96,8 @@ class Judge:
         return None
 
     def _run(self, vector: NDArray[np.float64]) -> dict[str, NDArray]:
-        """All variables' values, the outputs by running the networks; in the networks' shapes and dtypes."""
+        """All variables' values, hidden ones and outputs by running the networks; in the networks' shapes and
+        dtypes."""
         values: dict[str, NDArray] = {}
         for name, network in self.networks.items():
             variables = [v for v in self.query.of_kind(Kind.INPUT) if v.network == name]
@@ -112,6 +111,9 @@ class Judge:
             variables = [v for v in self.query.of_kind(Kind.OUTPUT) if v.network == name]
             order = match(variables, network.outputs[: len(variables)], "output", name)
             for variable, array in zip(order, outputs, strict=False):
+                values[variable.name] = array[0]
+            hidden = [v for v in self.query.of_kind(Kind.HIDDEN) if v.network == name]
+            for variable, array in zip(hidden, _run_inner(network, arrays, hidden), strict=True):
                 values[variable.name] = array[0]
         return values
 
@@ -131,6 +133,19 @@ def _run(network: OnnxModel | Runnable, arrays: list[NDArray]) -> list[NDArray]:
 
         return run(network, arrays)
     return network.run(arrays)
+
+
+def _run_inner(
+    network: OnnxModel | Runnable, arrays: list[NDArray], hidden: Sequence[Variable]
+) -> list[NDArray]:
+    """The hidden variables' values; in onnxruntime, by making them outputs of the model."""
+    if not hidden:
+        return []
+    if not isinstance(network, OnnxModel):
+        raise ModelError("Hidden values of a network that is no ONNX model cannot be replayed.")
+    from verifier.frontends.replay import run_inner
+
+    return run_inner(network, arrays, [v.onnx_name or "" for v in hidden])
 
 
 def _resolve(name: str, equal_to: str | None, networks: Networks) -> OnnxModel | Runnable:

@@ -217,7 +217,7 @@ class _Importer:
         return self.builder.graph(*outputs, *[self._named(name) for name in keep])
 
     def _named(self, name: str) -> Value:
-        nodes = {n.name: n.output[0] for n in self.proto.graph.node if n.name and n.output}
+        nodes = made_by(self.proto)
         value = self.values.get(nodes.get(name, name))
         if value is not None and self.builder.is_variable(value):
             return value
@@ -355,6 +355,11 @@ class _Importer:
             if kind.HasField("shape") and kind.elem_type in (1, 11) and all(n > 0 for n in sizes):
                 shapes[info.name] = tuple(sizes)
         return shapes
+
+
+def made_by(proto: onnx.ModelProto) -> dict[str, str]:
+    """The name of each named node's first result: what the node's name stands for where a value is asked for."""
+    return {n.name: n.output[0] for n in proto.graph.node if n.name and n.output}
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 
 from verifier.errors import ModelError
 from verifier.frontends.agreement import disagreements
-from verifier.frontends.onnx import OnnxModel, intermediate
+from verifier.frontends.onnx import OnnxModel, intermediate, made_by
 from verifier.graph import Graph
 
 if TYPE_CHECKING:
@@ -40,6 +41,34 @@ def _session(data: bytes, source: str) -> onnxruntime.InferenceSession:
         ) from error
 
 
+@functools.lru_cache(maxsize=8)
+def _exposed(model: OnnxModel, names: tuple[str, ...]) -> tuple[onnxruntime.InferenceSession, dict[str, str]]:
+    """onnxruntime on the model with inner values (or first results of nodes) as further outputs, and what these
+    values are called."""
+    import onnx
+
+    proto = onnx.ModelProto()
+    proto.ParseFromString(model.data)
+    nodes = made_by(proto)
+    values = {name: nodes.get(name, name) for name in names}
+    known = {o.name for o in proto.graph.output} | {i.name for i in proto.graph.input}
+    new = dict.fromkeys(v for v in values.values() if v not in known)
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(v) for v in new)
+    return _session(proto.SerializeToString(), model.source), values
+
+
+def run_inner(model: OnnxModel, inputs: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+    """The inner values `names` (named after nodes or values of the file) in onnxruntime, as `run` gives the outputs.
+
+    Raises ModelError where onnxruntime fails, as it does for a name that the model does not know.
+    """
+    runtime, values = _exposed(model, tuple(names))
+    given = dict(zip(model.inputs, inputs, strict=True))
+    asked = list(dict.fromkeys(v for v in values.values() if v not in given))
+    found = dict(zip(asked, _run(runtime, model, inputs, asked) if asked else [], strict=True))
+    return [given[v] if v in given else found[v] for v in (values[name] for name in names)]
+
+
 def run(model: OnnxModel, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Outputs in onnxruntime, [N, *shape] each, for inputs [N, *shape] (cast to the model's dtypes).
 
@@ -65,12 +94,16 @@ def _run(
 
 
 def check(model: OnnxModel, samples: int = 4, seed: int = 0) -> None:
-    """Compare the graph with onnxruntime on random points.
+    """Compare the graph, kept inner values included, with onnxruntime on random points.
 
     The tolerance is that of `disagreements`. Raises ModelError that names the first differing node.
     """
     points = _points(model, samples, seed)
-    for name, worst in _differences(model, model.graph, points, model.outputs, run(model, points)):
+    names, theirs = [*model.outputs, *model.kept], run(model, points)
+    if model.kept:
+        theirs += run_inner(model, points, list(model.kept))
+    graph = replace(model.graph, outputs=(*model.graph.outputs, *model.kept.values()))
+    for name, worst in _differences(model, graph, points, names, theirs):
         if worst > 1:
             raise ModelError(_explain(model, points, name))
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.errors import ModelError, UnsupportedError
+from verifier.errors import ModelError
 from verifier.graph import Builder, Graph, Value
 from verifier.graph.op import Shape
 from verifier.ops.extremum import maximum, minimum, tree
@@ -21,6 +21,7 @@ from verifier.ops.select import concat
 from verifier.specs.errors import SpecError
 from verifier.specs.formula import And, Or
 from verifier.specs.matching import match
+from verifier.specs.monomials import linearised, used_columns
 from verifier.specs.normalise import normalise
 from verifier.specs.problem import Problem, Tree, count_disjuncts, disjuncts
 from verifier.specs.query import Kind, Query, Variable
@@ -39,6 +40,8 @@ class Network(Protocol):
     def inputs(self) -> tuple[str, ...]: ...
     @property
     def outputs(self) -> tuple[str, ...]: ...
+    @property
+    def kept(self) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,21 +73,16 @@ class Compiled:
 def compile_query(query: Query, networks: Mapping[str, Network]) -> Compiled:
     """Compile `query` over `networks`, one for each declared name (an `equal_to` network may be left out).
 
-    Raises SpecError and ModelError where query and networks do not fit, UnsupportedError for arithmetic that the
-    engine does not treat.
+    The networks must have been loaded with the hidden values that the query declares (`hidden_names`) kept. Raises
+    SpecError and ModelError where query and networks do not fit.
     """
     problem = normalise(query)
-    if problem.nonlinear:
-        raise UnsupportedError(
-            [("the property", "product of variables", 0, "polynomial arithmetic is not treated yet")]
-        )
-    if query.of_kind(Kind.HIDDEN):
-        raise UnsupportedError([("the property", "declare-hidden", 0, "hidden values are not treated yet")])
     builder = Builder()
     x = builder.input("x", (problem.inputs,))
-    outputs = [_attach(builder, x, query, name, networks) for name in _names(query)]
-    values, first = _join(builder, x, [o for found in outputs for o in found], problem)
-    margins, atoms = _Margins(builder, values, first, problem).build()
+    attached = [_attach(builder, x, query, name, networks) for name in _names(query)]
+    values, first = _join(builder, x, [pair for found in attached for pair in found], problem)
+    values, linear = linearised(builder, values, first, problem)
+    margins, atoms = _Margins(builder, values, first, linear).build()
     return Compiled(
         graph=fold(builder.graph(margins)),
         lower=torch.from_numpy(problem.lower),
@@ -102,7 +100,7 @@ def _names(query: Query) -> list[str]:
 def _attach(
     builder: Builder, x: Value, query: Query, name: str, networks: Mapping[str, Network]
 ) -> list[tuple[Variable, Value]]:
-    """The network's graph on its part of x; its declared outputs with their values."""
+    """The network's graph on its part of x; its declared hidden values and outputs with their values."""
     declaration = next(n for n in query.networks if n.name == name)
     network = networks.get(name) or networks.get(declaration.equal_to or "")
     if network is None:
@@ -117,14 +115,26 @@ def _attach(
         start = _place(query, variable, Kind.INPUT)
         part = take(builder, x, lambda t, a=start, n=variable.size: t[a : a + n])
         feed[position] = reshape(builder, part, graph.nodes[position].shape)
-    results = builder.include(graph, feed)
+    placed = builder.embed(graph, feed)
     declared = [v for v in query.of_kind(Kind.OUTPUT) if v.network == name]
     order = match(declared, network.outputs[: len(declared)], "output", name)
-    found = []
-    for variable, value in zip(order, results, strict=False):
-        _check_size(variable, builder.shape(value), "output")
-        found.append((variable, reshape(builder, value, (variable.size,))))
-    return found
+    found = [(variable, i, "output") for variable, i in zip(order, graph.outputs, strict=False)]
+    hidden = [v for v in query.of_kind(Kind.HIDDEN) if v.network == name]
+    found += [(v, _kept(network, v), f"value {v.onnx_name!r}") for v in hidden]
+    for variable, i, what in found:
+        _check_size(variable, graph.nodes[i].shape, what)
+    return [(v, reshape(builder, placed[i], (v.size,))) for v, i, _ in found]
+
+
+def _kept(network: Network, variable: Variable) -> int:
+    """Where the network's graph has a hidden value."""
+    position = network.kept.get(variable.onnx_name or "")
+    if position is None:
+        raise SpecError(
+            f"the network has no inner value {variable.onnx_name!r} for {variable.name}",
+            hint="hidden values are named after nodes or values of an ONNX file; other networks have none",
+        )
+    return position
 
 
 def _place(query: Query, variable: Variable, kind: Kind) -> int:
@@ -142,12 +152,13 @@ def _check_size(variable: Variable, shape: Shape, what: str) -> None:
 
 
 def _join(
-    builder: Builder, x: Value, outputs: list[tuple[Variable, Value]], problem: Problem
+    builder: Builder, x: Value, found: list[tuple[Variable, Value]], problem: Problem
 ) -> tuple[Value, int]:
-    """The vector v of the problem's columns (inputs, then outputs in declaration order), from the returned column
-    on: inputs that no atom mentions are left out."""
-    ordered = [value for _, value in sorted(outputs, key=lambda pair: pair[0].offset)]
-    if ordered and not (problem.cols < problem.inputs).any():
+    """The vector v of the problem's columns (inputs, then hidden values, then outputs, in declaration order), from
+    the returned column on: inputs that no atom mentions are left out."""
+    found.sort(key=lambda pair: (pair[0].kind is Kind.OUTPUT, pair[0].offset))
+    ordered = [value for _, value in found]
+    if ordered and all(column >= problem.inputs for column in used_columns(problem)):
         return concat(builder, ordered, 0), problem.inputs
     return concat(builder, [x, *ordered], 0), 0
 

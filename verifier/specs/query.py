@@ -93,6 +93,14 @@ class Query:
         raise IndexError(index)
 
 
+def hidden_names(query: Query, network: str) -> tuple[str, ...]:
+    """What the inner values are called, in the ONNX file of `network`, that the query declares as hidden: in the
+    network's own declaration and in those of networks that are equal to it."""
+    mine = {n.name for n in query.networks if network in (n.name, n.equal_to)}
+    hidden = [v for v in query.of_kind(Kind.HIDDEN) if v.network in mine]
+    return tuple(dict.fromkeys(v.onnx_name for v in hidden if v.onnx_name is not None))
+
+
 def plain_variables(input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> tuple[Variable, ...]:
     """One network's ``X`` and ``Y``."""
     x = Variable("X", Kind.INPUT, "f", input_shape, "real", None, 0)
