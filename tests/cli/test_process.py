@@ -32,7 +32,11 @@ def sleeping(files, tmp_path):
     mark = tmp_path / "worker"
     words = [sys.executable, "-c", DRIVER.format(mark=str(mark)), "verify", *map(str, files)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True) as process:
+    # a test run in the background of a shell script ignores Ctrl-C, and its children would inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True)
+    signal.signal(signal.SIGINT, before)
+    with process:
         deadline = time.monotonic() + 30
         while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
             time.sleep(0.01)

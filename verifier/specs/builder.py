@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
@@ -179,26 +179,20 @@ class FormulaBuilder:
 
 def _connective(op: str, items: list, table: RowTable) -> Formula:
     """Turn a tree of items into a formula without recursion, since a parser's nesting is unlimited."""
-    root: tuple[str, list, list] = (op, items, [])
-    stack = [root]
-    cursors = [0]
+    stack: list[tuple[str, Iterator, list]] = [(op, iter(items), [])]
     while True:
         kind, pending, done = stack[-1]
-        if cursors[-1] < len(pending):
-            item = pending[cursors[-1]]
-            cursors[-1] += 1
+        for item in pending:
             if isinstance(item, tuple) and isinstance(item[0], str):
-                stack.append((item[0], item[1], []))
-                cursors.append(0)
-            else:
-                done.append(item)
-            continue
-        formula = _joined(kind, done, table)
-        stack.pop()
-        cursors.pop()
-        if not stack:
-            return formula
-        stack[-1][2].append(formula)
+                stack.append((item[0], iter(item[1]), []))
+                break
+            done.append(item)
+        else:
+            formula = _joined(kind, done, table)
+            stack.pop()
+            if not stack:
+                return formula
+            stack[-1][2].append(formula)
 
 
 def _joined(op: str, items: list, table: RowTable) -> Formula:

@@ -7,8 +7,9 @@ A formula is a tree of `And`, `Or` and two kinds of leaves: `Atom`, a polynomial
 from __future__ import annotations
 
 import enum
+import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -129,6 +130,75 @@ def sum_of(polynomials: Iterable[Polynomial]) -> Polynomial:
     return Polynomial.of(terms)
 
 
+@dataclass(frozen=True, eq=False)
+class SumTable:
+    """R linear sums with T terms in all, as they were read; a large file has half a million terms.
+
+    The terms of sum r are ``offsets[r] : offsets[r + 1]`` (int64 [R + 1]). ``variables`` int32 [T] are indices,
+    in order within a sum and distinct, after any constants, which have -1. ``factors`` int64 [T] is ``k + 1`` or
+    ``-(k + 1)`` for plus or minus entry k of ``numbers``: a decimal's text, ``(i, j)`` for the product of two
+    entries before it, or ``(i,)`` for the reciprocal of one.
+    """
+
+    offsets: NDArray[np.int64]
+    variables: NDArray[np.int32]
+    factors: NDArray[np.int64]
+    numbers: Sequence[str | tuple[int, ...]]
+    _exact: dict[int, Fraction] = field(default_factory=dict, init=False, repr=False)
+
+    def number(self, entry: int) -> Fraction:
+        """Entry `entry` of ``numbers``."""
+        value = self._exact.get(entry)
+        if value is None:
+            given = self.numbers[entry]
+            if isinstance(given, str):
+                value = Fraction(given)
+            elif len(given) == 1:
+                value = 1 / self.number(given[0])
+            else:
+                value = self.number(given[0]) * self.number(given[1])
+            self._exact[entry] = value
+        return value
+
+    def terms(self, row: int, sign: int) -> tuple[tuple[Monomial, Fraction], ...]:
+        """The terms of `sign` times sum `row`, as a `Polynomial` has them."""
+        part = slice(self.offsets[row], self.offsets[row + 1])
+        terms: list[tuple[Monomial, Fraction]] = []
+        constant = Fraction(0)
+        for variable, factor in zip(self.variables[part].tolist(), self.factors[part].tolist(), strict=True):
+            value = self.number(abs(factor) - 1)
+            value = value if (factor < 0) == (sign < 0) else -value
+            if variable < 0:
+                constant += value
+            else:
+                terms.append(((variable,), value))
+        return (((), constant), *terms) if constant else tuple(terms)
+
+
+class StoredSum(Polynomial):
+    """A sum of a `SumTable`, or its negation; it becomes terms only when they are asked for."""
+
+    def __init__(self, table: SumTable, row: int, sign: int) -> None:
+        own = self.__dict__
+        own["table"], own["row"], own["sign"] = table, row, sign
+
+    table: SumTable
+    row: int
+    sign: int
+
+    @functools.cached_property
+    def terms(self) -> tuple[tuple[Monomial, Fraction], ...]:  # type: ignore[override]
+        return self.table.terms(self.row, self.sign)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Polynomial) and self.terms == other.terms
+
+    __hash__ = Polynomial.__hash__
+
+    def __neg__(self) -> Polynomial:
+        return StoredSum(self.table, self.row, -self.sign)
+
+
 @dataclass(frozen=True)
 class Atom:
     """``expr relation 0`` with relation one of LE, LT, EQ, NE."""
@@ -231,10 +301,10 @@ def disjunction(children: Iterable) -> And | Or | Atom | Clauses:
 def _merged(kind: type, absorbing: And | Or, children: Iterable) -> And | Or | Atom | Clauses:
     flat: list = []
     for child in children:
-        if child == absorbing:
-            return absorbing
         if isinstance(child, kind):
             flat.extend(child.children)  # type: ignore[attr-defined]
+        elif isinstance(child, And | Or) and not child.children:
+            return absorbing
         else:
             flat.append(child)
     return flat[0] if len(flat) == 1 else kind(tuple(flat))

@@ -1,8 +1,8 @@
 """VNN-LIB 1: SMT-LIB assertions over scalars ``X_0 ..`` and ``Y_0 ..``.
 
 One regular expression splits the text; a whole run of simple comparisons (``(<= X_3 0.5)``) is one token,
-whose operands go to the table in bulk. Everything else is reduced on a stack. Positions are found only for an
-error.
+whose operands go to the table in bulk, and so is a comparison with arithmetic in it, all of which `read_linear` reads
+at once. Everything else is reduced on a stack. Positions are found only for an error.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import difflib
 import itertools
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from verifier.specs.builder import NUMERALS, Expr, FormulaBuilder, Item, is_numeral, polynomial
 from verifier.specs.errors import SpecError
-from verifier.specs.formula import FALSE, MIRRORED, TRUE, Polynomial, Relation, sum_of
+from verifier.specs.formula import FALSE, MIRRORED, TRUE, Atom, Polynomial, Relation, sum_of
+from verifier.specs.linear import MAX_LEVELS, read_linear
 from verifier.specs.query import NetworkDecl, Query, plain_variables
 
 _SIMPLE = r"\(\s*+(?:[<>]=?+|=)\s++[^\s()]++\s++[^\s()]++\s*+\)"
@@ -24,8 +26,17 @@ _RUN = rf"{_SIMPLE}(?:\s*+{_SIMPLE})*+"
 _PLAIN = r"[()]|[^\s()]++"
 SIMPLE = re.compile(_SIMPLE)
 _ASSERT = rf"\(assert\s*+{_SIMPLE}\s*+\)"
-FAST_TOKEN = re.compile(rf"{_ASSERT}(?:\s*+{_ASSERT})*+|\(and\s*+{_RUN}\s*+\)|{_RUN}|{_PLAIN}")
+_BALANCED = r"\([^()]*+\)"
+for _ in range(MAX_LEVELS - 2):
+    _BALANCED = rf"\([^()]*+(?:{_BALANCED}[^()]*+)*+\)"
+_GENERAL = rf"\(\s*+(?:[<>]=?+|=)(?=[\s(])[^()]*+(?:{_BALANCED}[^()]*+)++\)"
+_COMPARED = rf"\(assert\s*+{_GENERAL}\s*+\)|{_GENERAL}"
+FAST_TOKEN = re.compile(rf"{_ASSERT}(?:\s*+{_ASSERT})*+|\(and\s*+{_RUN}\s*+\)|{_RUN}|{_COMPARED}|{_PLAIN}")
+GENERAL_TOKEN = re.compile(rf"{_COMPARED}|{_PLAIN}")
 PLAIN_TOKEN = re.compile(_PLAIN)
+_NESTED = re.compile(r"\((?!and)(?:assert\s*+\()?+[^()]*+\(")
+"""Of the compound tokens, only a comparison with brackets in it (asserted or not) begins so."""
+_NEGATIVE = re.compile(r"\(\s*-\s+((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*\)", re.ASCII)
 _DECLARED = re.compile(r"\(\s*declare-(?:const|fun)\s+([^\s()]+)")
 _NAME = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
 
@@ -45,10 +56,14 @@ _ARITHMETIC = ("+", "-", "*", "/")
 _BOOLEAN = ("and", "or", "not", "=>")
 
 
+Place = tuple[int, int]
+"""A token, by its index, and a token within it, by its index among plain tokens."""
+
+
 class _Refusal(Exception):
     """An error at a token, or at an operand of a simple comparison, not yet turned into a position."""
 
-    def __init__(self, message: str, hint: str | None = None, token: int | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, token: Place | None = None) -> None:
         super().__init__(message)
         self.message, self.hint, self.token = message, hint, token
         self.row: int | None = None
@@ -62,11 +77,22 @@ class _NotSimple(Exception):
 def parse(text: str, source: str | None = None) -> Query:
     """The query of a VNN-LIB 1 text. `SpecError`, with line and column, when it is not one."""
     blanked = re.sub(r";[^\n]*", lambda m: " " * len(m[0]), text) if ";" in text else text
+    # numbers written as (- 0.5), in place, so that no position changes
+    signed = _NEGATIVE.sub(lambda m: f" -{m[1]}".ljust(len(m[0])), blanked)
+    try:
+        return _parse(signed, source)
+    except SpecError:
+        if signed == blanked:
+            raise
+    return _parse(blanked, source)  # an error is worded for the text as it was written
+
+
+def _parse(text: str, source: str | None) -> Query:
     try:
         try:
-            return _Parser(blanked, FAST_TOKEN, source).query()
+            return _Parser(text, FAST_TOKEN, source).query()
         except _NotSimple:
-            return _Parser(blanked, PLAIN_TOKEN, source).query()
+            return _Parser(text, GENERAL_TOKEN, source).query()
     except RecursionError:
         raise SpecError("negations are nested too deeply", hint="flatten the formula", file=source) from None
     except SpecError as error:
@@ -86,6 +112,8 @@ class _Parser:
         self.sizes = (0, 0)
         self.builder = FormulaBuilder()
         self.assertions: list[Item] = []
+        self.row = 0
+        self.atoms: Iterator[Atom | None] = iter(())
 
     def query(self) -> Query:
         if not self.tokens:
@@ -94,7 +122,11 @@ class _Parser:
         try:
             self._declare()
             self._bulk()
-            self._reduce_all()
+            frames: list[list] = []
+            self._walk(self.tokens, zip(range(len(self.tokens)), itertools.repeat(0)), frames)
+            if frames:
+                hint = "a closing parenthesis is missing"
+                raise _Refusal("the file ends inside this expression", hint, frames[-1][2])
             formula = self.builder.finish(self.assertions)
         except _Refusal as refusal:
             raise SpecError.at(self.text, self._offset(refusal), refusal.message, refusal.hint) from None
@@ -132,8 +164,13 @@ class _Parser:
         return SpecError.at(self.text, match.start(1), message, hint)
 
     def _bulk(self) -> None:
-        """Put the operands of all simple comparisons into the table."""
-        joined = " ".join([token for token in self.tokens if len(token) > 1 and token[0] == "("])
+        """Read all linear comparisons, and put the operands of all simple ones into the table."""
+        general, simple = [], []
+        for token in self.tokens:
+            if len(token) > 1 and token[0] == "(":
+                (general if _NESTED.match(token) else simple).append(token)
+        self.atoms = iter(read_linear([_comparison(token) for token in general], self.sizes))
+        joined = " ".join(simple)
         for head in ("(assert", "(and", "(", ")"):
             joined = joined.replace(head, " ")
         words = joined.split()
@@ -176,30 +213,26 @@ class _Parser:
         hint = f"did you mean {' or '.join(near)}?" if near else "declare it with (declare-const NAME Real)"
         return _Refusal(f"{word} is not declared", hint)
 
-    def _reduce_all(self) -> None:
-        row = 0
-        frames: list[list] = []
-        for position, token in enumerate(self.tokens):
+    def _walk(self, tokens: list[str], places: Iterable[Place], frames: list[list]) -> None:
+        """Reduce on the stack `frames` what the tokens, each at its place, open and close."""
+        for token, place in zip(tokens, places, strict=False):
             if token == "(":
-                frames.append([None, [], position])
+                frames.append([None, [], place])
             elif token == ")":
                 if not frames:
-                    raise _Refusal("unexpected )", "an opening parenthesis is missing", position)
+                    raise _Refusal("unexpected )", "an opening parenthesis is missing", place)
                 self._close(frames, *frames.pop())
             elif token[0] == "(":
-                row = self._rows(token, row, frames, position)
+                self._compound(token, frames, place)
             elif not frames:
                 hint = "a file is a list of (declare-const ...) and (assert ...)"
-                raise _Refusal(f"unexpected {token}", hint, position)
+                raise _Refusal(f"unexpected {token}", hint, place)
             elif frames[-1][0] is None and not frames[-1][1]:
                 frames[-1][0] = token
             else:
                 frames[-1][1].append(token)
-        if frames:
-            hint = "a closing parenthesis is missing"
-            raise _Refusal("the file ends inside this expression", hint, frames[-1][2])
 
-    def _close(self, frames: list[list], head: str | None, items: list, opened: int) -> None:
+    def _close(self, frames: list[list], head: str | None, items: list, opened: Place) -> None:
         """Reduce a frame that has just been taken off `frames`, and hand its value to the one around it."""
         around = frames[-1][0] if frames else None
         if frames and frames[0][0] in _IGNORED:
@@ -215,26 +248,39 @@ class _Parser:
         if value is not None:
             frames[-1][1].append(value)
 
-    def _rows(self, token: str, row: int, frames: list[list], position: int) -> int:
-        """Place a token that holds `count` rows; returns the next row."""
-        opened = token.count("(")
+    def _compound(self, token: str, frames: list[list], place: Place) -> None:
+        """Place a token that holds comparisons."""
+        if _NESTED.match(token):
+            self._general(token, frames, place)
+            return
+        row, opened = self.row, token.count("(")
         if token.startswith("(assert"):
             if frames:
                 hint = "parentheses are unbalanced before it"
-                raise _Refusal("assert inside an expression", hint, position)
-            stop = row + opened // 2
-            self.assertions.append((row, stop))
+                raise _Refusal("assert inside an expression", hint, place)
+            self.row += opened // 2
+            self.assertions.append((row, self.row))
         elif not frames:
-            raise _Refusal("a comparison outside an assertion", "write (assert ...) around it", position)
+            raise _Refusal("a comparison outside an assertion", "write (assert ...) around it", place)
         elif token.startswith("(and"):
-            stop = row + opened - 1
-            frames[-1][1].append((row, stop))
+            self.row += opened - 1
+            frames[-1][1].append((row, self.row))
         else:
-            stop = row + opened
-            frames[-1][1].extend((i, i + 1) for i in range(row, stop))
-        return stop
+            self.row += opened
+            frames[-1][1].extend((i, i + 1) for i in range(row, self.row))
 
-    def _reduce(self, head: str | None, items: list, opened: int) -> Item | Expr | None:
+    def _general(self, token: str, frames: list[list], place: Place) -> None:
+        """Place a comparison with brackets in it: the atom read for it, or what its words reduce to."""
+        atom = next(self.atoms)
+        asserted = token.startswith("(assert")
+        if atom is not None and asserted and not frames:
+            self.assertions.append(atom)
+        elif atom is not None and frames and not asserted:
+            frames[-1][1].append(atom)
+        else:
+            self._walk(PLAIN_TOKEN.findall(token), zip(itertools.repeat(place[0]), itertools.count()), frames)
+
+    def _reduce(self, head: str | None, items: list, opened: Place) -> Item | Expr | None:
         """The value of ``(head items...)``; None for a command."""
         try:
             if head == "assert":
@@ -297,11 +343,9 @@ class _Parser:
         raise _Refusal("a number is needed here, not a constraint", hint)
 
     def _boolean(self, item: object) -> Item:
-        if item == "true":
-            return TRUE
-        if item == "false":
-            return FALSE
         if isinstance(item, str):
+            if item in ("true", "false"):
+                return TRUE if item == "true" else FALSE
             self._expr(item)
         if isinstance(item, str | int | Polynomial):
             raise _Refusal("a constraint is needed here, not a number", "compare it with <=, >=, <, > or =")
@@ -319,12 +363,22 @@ class _Parser:
         return ("or", [*(self.builder.negated(item) for item in items[:-1]), items[-1]])
 
     def _offset(self, refusal: _Refusal) -> int:
-        if refusal.row is not None:
-            match = next(itertools.islice(SIMPLE.finditer(self.text), refusal.row, None))
-            words = list(re.finditer(r"[^\s()]+", match[0]))
-            return match.start() + words[refusal.operand].start()
-        match = next(itertools.islice(self.token.finditer(self.text), refusal.token or 0, None))
-        return match.start()
+        """Where in the text the refused token or operand begins."""
+        matches = self.token.finditer(self.text)
+        if refusal.row is None:
+            index, inner = refusal.token or (0, 0)
+            match = next(itertools.islice(matches, index, None))
+            return match.start() + next(itertools.islice(PLAIN_TOKEN.finditer(match[0]), inner, None)).start()
+        runs = (m for m in matches if len(m[0]) > 1 and m[0][0] == "(" and not _NESTED.match(m[0]))
+        rows = (m.start() + row.start() for m in runs for row in SIMPLE.finditer(m[0]))
+        start = next(itertools.islice(rows, refusal.row, None))
+        words = re.compile(r"[^\s()]+").finditer(self.text, start)
+        return next(itertools.islice(words, refusal.operand, None)).start()
+
+
+def _comparison(token: str) -> str:
+    """The comparison of a general token, without ``(assert``."""
+    return token[token.index("(", 1) : token.rindex(")")] if token.startswith("(assert") else token
 
 
 def _arithmetic(head: str, operands: list[Expr]) -> Expr:
