@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verifier.specs.errors import SpecError
-from verifier.specs.formula import And, Atom, Or, Polynomial, Relation, StoredSum, expanded, negation
+from verifier.specs.formula import And, Atom, Or, Polynomial, Relation, StoredAtom, expanded, negation
 from verifier.specs.linear import MAX_LEVELS, read_linear
 from verifier.specs.load import parse_query
 from verifier.specs.normalise import normalise
@@ -49,9 +49,9 @@ def sum_(constant: str = "0", **terms: str) -> Polynomial:
 def test_one_comparison(text: str, expected: Polynomial, relation: Relation) -> None:
     (atom,) = read_linear([text], SIZES)
     assert atom == Atom(expected, relation)
-    assert isinstance(atom.expr, StoredSum)
-    assert hash(atom.expr) == hash(expected) and expected == atom.expr
-    assert -atom.expr == -expected and negation(atom) == negation(Atom(expected, relation))
+    assert isinstance(atom, StoredAtom)
+    assert hash(atom) == hash(Atom(expected, relation)) and Atom(expected, relation) == atom
+    assert negation(atom) == negation(Atom(expected, relation)) != atom
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,8 @@ def test_one_comparison(text: str, expected: Polynomial, relation: Relation) -> 
         "(<= (+ X_0 Y_1234567890123) 1)",
         "(<= (+ X_0 Y_0 1.2.3) 1)",
         "(<= (+ X_0 Y_0 1e1000) 1)",
+        "(<= (assert X_0 Y_0) 1)",
+        "(assert (<= (assert (+ X_0 Y_0)) 1))",
         "(<= (+ X_0 Y_0 () ) 1)",
         "(<= (+ X_0 + Y_0) 1)",
         "(<= (X_0 + Y_0) 1)",
@@ -85,7 +87,7 @@ def test_one_comparison(text: str, expected: Polynomial, relation: Relation) -> 
 )
 def test_what_is_left_to_the_stack_does_not_disturb_its_neighbours(text: str) -> None:
     good = "(<= (+ (* 2 X_0) Y_0) 1)"
-    before, found, after = read_linear([good, text, good], SIZES)
+    before, found, after = read_linear([f"(assert {good})", text, good], SIZES)
     assert found is None
     if text.isascii():
         assert before == after == Atom(sum_("-1", X_0="2", Y_0="1"), Relation.LE)

@@ -183,7 +183,7 @@ def _connective(op: str, items: list, table: RowTable) -> Formula:
     while True:
         kind, pending, done = stack[-1]
         for item in pending:
-            if isinstance(item, tuple) and isinstance(item[0], str):
+            if type(item) is tuple and type(item[0]) is str:
                 stack.append((item[0], iter(item[1]), []))
                 break
             done.append(item)
@@ -197,6 +197,9 @@ def _connective(op: str, items: list, table: RowTable) -> Formula:
 
 def _joined(op: str, items: list, table: RowTable) -> Formula:
     """One connective whose items are rows and formulas; neighbouring rows become one `Clauses`."""
+    join = conjunction if op == "and" else disjunction
+    if tuple not in map(type, items):
+        return join(items)
     children: list[Formula] = []
     bounds: list[int] = []
     for item in items:
@@ -216,7 +219,7 @@ def _joined(op: str, items: list, table: RowTable) -> Formula:
         else:
             bounds.append(stop)
     children += _clauses(bounds, table)
-    return (conjunction if op == "and" else disjunction)(children)
+    return join(children)
 
 
 def _clauses(bounds: list[int], table: RowTable) -> list[Formula]:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,37 +175,40 @@ class SumTable:
         return (((), constant), *terms) if constant else tuple(terms)
 
 
-class StoredSum(Polynomial):
-    """A sum of a `SumTable`, or its negation; it becomes terms only when they are asked for."""
-
-    def __init__(self, table: SumTable, row: int, sign: int) -> None:
-        own = self.__dict__
-        own["table"], own["row"], own["sign"] = table, row, sign
-
-    table: SumTable
-    row: int
-    sign: int
-
-    @functools.cached_property
-    def terms(self) -> tuple[tuple[Monomial, Fraction], ...]:  # type: ignore[override]
-        return self.table.terms(self.row, self.sign)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Polynomial) and self.terms == other.terms
-
-    __hash__ = Polynomial.__hash__
-
-    def __neg__(self) -> Polynomial:
-        return StoredSum(self.table, self.row, -self.sign)
-
-
 @dataclass(frozen=True)
 class Atom:
     """``expr relation 0`` with relation one of LE, LT, EQ, NE."""
 
     expr: Polynomial
     relation: Relation
-    depth: int = field(default=0, init=False, repr=False, compare=False)
+    depth: ClassVar[int] = 0
+
+
+class StoredAtom(Atom):
+    """An atom whose polynomial is a sum of a `SumTable` (or its negation), made when it is asked for."""
+
+    table: SumTable
+    row: int
+    sign: int
+
+    def __init__(self, table: SumTable, row: int, sign: int, relation: Relation) -> None:
+        own = self.__dict__
+        own["table"], own["row"], own["sign"], own["relation"] = table, row, sign, relation
+
+    @functools.cached_property
+    def expr(self) -> Polynomial:  # type: ignore[override]
+        return Polynomial(self.table.terms(self.row, self.sign))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Atom) and (self.expr, self.relation) == (other.expr, other.relation)
+
+    __hash__ = Atom.__hash__
+
+    def with_relation(self, relation: Relation) -> StoredAtom:
+        """The same polynomial R 0 for any R, as an atom (which has <= and < only, and so may be negated)."""
+        if relation in (Relation.GE, Relation.GT):
+            return StoredAtom(self.table, self.row, -self.sign, relation.mirrored)
+        return StoredAtom(self.table, self.row, self.sign, relation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +246,7 @@ class Clauses:
 
     table: RowTable
     offsets: NDArray[np.int64]
-    depth: int = field(default=0, init=False, repr=False, compare=False)
+    depth: ClassVar[int] = 0
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -258,32 +261,33 @@ class Clauses:
 
 
 def _depth(children: tuple) -> int:
-    return 1 + max((child.depth if not isinstance(child, int) else 0 for child in children), default=0)
+    return 1 + max([0 if isinstance(child, int) else child.depth for child in children], default=0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class And:
     """Conjunction; with no children it is true. `normalise` uses it over atom ids (ints) too."""
 
     children: tuple
-    depth: int = field(init=False, repr=False, compare=False)
+    depth: int = field(repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "depth", _depth(self.children))
+    def __init__(self, children: tuple) -> None:
+        self.__dict__.update(children=children, depth=_depth(children))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Or:
     """Disjunction; with no children it is false. `normalise` uses it over atom ids (ints) too."""
 
     children: tuple
-    depth: int = field(init=False, repr=False, compare=False)
+    depth: int = field(repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "depth", _depth(self.children))
+    def __init__(self, children: tuple) -> None:
+        self.__dict__.update(children=children, depth=_depth(children))
 
 
 Formula = And | Or | Atom | Clauses
+_CONNECTIVES = frozenset((And, Or))
 TRUE = And(())
 FALSE = Or(())
 
@@ -299,15 +303,18 @@ def disjunction(children: Iterable) -> And | Or | Atom | Clauses:
 
 
 def _merged(kind: type, absorbing: And | Or, children: Iterable) -> And | Or | Atom | Clauses:
-    flat: list = []
-    for child in children:
+    flat = tuple(children)
+    if _CONNECTIVES.isdisjoint(map(type, flat)):
+        return flat[0] if len(flat) == 1 else kind(flat)
+    merged: list = []
+    for child in flat:
         if isinstance(child, kind):
-            flat.extend(child.children)  # type: ignore[attr-defined]
+            merged.extend(child.children)  # type: ignore[attr-defined]
         elif isinstance(child, And | Or) and not child.children:
             return absorbing
         else:
-            flat.append(child)
-    return flat[0] if len(flat) == 1 else kind(tuple(flat))
+            merged.append(child)
+    return merged[0] if len(merged) == 1 else kind(tuple(merged))
 
 
 def negation(formula: Formula) -> Formula:
@@ -319,6 +326,8 @@ def negation(formula: Formula) -> Formula:
     if isinstance(formula, Or):
         return conjunction(negation(child) for child in formula.children)
     relation = formula.relation.negated
+    if isinstance(formula, StoredAtom):
+        return formula.with_relation(relation)
     if relation in (Relation.GT, Relation.GE):
         return Atom(-formula.expr, relation.mirrored)
     return Atom(formula.expr, relation)

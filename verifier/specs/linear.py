@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.specs.builder import NUMERALS, is_numeral
-from verifier.specs.formula import Atom, Relation, StoredSum, SumTable
+from verifier.specs.formula import Relation, StoredAtom, SumTable
 
 MAX_LEVELS = 8
 """Brackets in a comparison may be nested this deep, its own included."""
@@ -34,6 +34,7 @@ for _text, _relation in (("<", Relation.LT), (">", Relation.GT), ("=", Relation.
     _ALONE[ord(_text)] = _RELATION + _relation
 for _text, _relation in (("<", Relation.LE), (">", Relation.GE)):
     _WITH_EQUAL[ord(_text)] = _RELATION + _relation
+_ASSERT = "(assert"
 _UNITS = {"1", "1.0", "-1", "-1.0"}
 _NUMERIC = np.zeros(256, dtype=bool)
 _NUMERIC[[ord(c) for c in "0123456789+-."]] = True
@@ -41,19 +42,20 @@ _NUMERIC[[ord(c) for c in "0123456789+-."]] = True
 _SIGNS = [-1 if relation in (Relation.GE, Relation.GT) else 1 for relation in Relation]
 _STORED = [relation.mirrored if relation in (Relation.GE, Relation.GT) else relation for relation in Relation]
 
-Ints = NDArray[np.int64]
+Ints = NDArray[np.integer]
 Mask = NDArray[np.bool_]
 
 
-def read_linear(texts: Sequence[str], sizes: tuple[int, int]) -> list[Atom | None]:
+def read_linear(texts: Sequence[str], sizes: tuple[int, int]) -> list[StoredAtom | None]:
     """The atom of each comparison; None for one that is not linear in at least two distinct variables, or wrong.
 
-    Each text is one bracketed comparison with balanced brackets, at most `MAX_LEVELS` deep. ``sizes`` are how
-    many inputs and outputs are declared: X_i is variable i, and Y_i is variable ``sizes[0] + i``.
+    Each text is one bracketed comparison, at most `MAX_LEVELS` deep, in balanced brackets, or such a one in
+    ``(assert ...)``. ``sizes`` are how many inputs and outputs are declared: X_i is variable i, and Y_i is
+    variable ``sizes[0] + i``.
     """
     if not texts:
         return []
-    text = " ".join(texts)
+    text = " ".join([text[len(_ASSERT) :] if text[1] == "a" else text for text in texts])
     if not text.isascii():
         return [None] * len(texts)
     codes, numerals = _tokens(text, sizes)
@@ -61,7 +63,7 @@ def read_linear(texts: Sequence[str], sizes: tuple[int, int]) -> list[Atom | Non
     table, good = reader.table()
     heads = reader.heads[reader.level == 1]
     return [
-        Atom(StoredSum(table, row, _SIGNS[head]), _STORED[head]) if fits else None
+        StoredAtom(table, row, _SIGNS[head], _STORED[head]) if fits else None
         for row, (fits, head) in enumerate(zip(good.tolist(), (heads - _RELATION).tolist(), strict=True))
     ]
 
@@ -70,10 +72,12 @@ def _tokens(text: str, sizes: tuple[int, int]) -> tuple[Ints, list[str]]:
     """The codes of all brackets and words, and the numerals; each that occurs has a code of its own."""
     data = np.frombuffer(text.encode(), dtype=np.uint8)
     kind = _CLASS[data]
-    edge = np.flatnonzero(np.diff(kind == _WORD_CLASS, prepend=False, append=False))
+    inside = np.zeros(len(kind) + 2, dtype=bool)
+    inside[1:-1] = kind == _WORD_CLASS
+    edge = np.flatnonzero(inside[1:] != inside[:-1])
     starts, lengths = edge[::2], edge[1::2] - edge[::2]
     first, second = data[starts], data[np.minimum(starts + 1, len(data) - 1)]
-    words = np.where(lengths == 1, _ALONE[first], _OTHER).astype(np.int64)
+    words = np.where(lengths == 1, _ALONE[first], _OTHER).astype(np.int32)
     pair = (lengths == 2) & (second == ord("="))
     words[pair] = _WITH_EQUAL[first[pair]]
     named = np.flatnonzero((lengths > 2) & (second == ord("_")) & ((first == ord("X")) | (first == ord("Y"))))
@@ -90,7 +94,7 @@ def _tokens(text: str, sizes: tuple[int, int]) -> tuple[Ints, list[str]]:
     words[number] = _WORD + sum(sizes) + np.arange(len(numerals))
     token = kind <= _CLOSE
     token[starts] = True
-    codes = kind[token].astype(np.int64)
+    codes = kind[token].astype(np.int32)
     codes[codes == _WORD_CLASS] = words
     return codes, numerals
 
@@ -128,17 +132,22 @@ class _Reader:
         self.factor_of[units] = near[1:][units]
         for i in np.flatnonzero(self.zero).tolist():
             self.zero[i] = Decimal(numerals[i - 1]) == 0  # or it only underflows
+        depth = np.cumsum(
+            (codes == _OPEN).astype(np.int8) - (codes == _CLOSE).astype(np.int8), dtype=np.int32
+        )
+        lowest = np.minimum(np.minimum.accumulate(depth), 0)
+        inside = np.diff(lowest, prepend=0) == 0  # what closes an (assert, whose opening is left out, is not
+        codes, depth = codes[inside], (depth - lowest)[inside]
         opening = codes == _OPEN
         opens = np.flatnonzero(opening)
         count = len(opens)
-        depth = np.cumsum(opening.astype(np.int8) - (codes == _CLOSE).astype(np.int8), dtype=np.int8)
         self.level = depth[opens]
         self.heads = codes[opens + 1]
-        before = np.cumsum(opening) - 1
-        numbered = np.arange(count)
-        latest = np.stack(
-            [np.maximum.accumulate(np.where(self.level == i, numbered, 0)) for i in range(MAX_LEVELS + 1)]
-        )
+        before = np.cumsum(opening, dtype=np.int32) - 1
+        numbered = np.arange(count, dtype=np.int32)
+        # per level, the latest bracket of that level before each
+        levels = range(int(self.level.max()) + 1)
+        latest = np.stack([np.maximum.accumulate(np.where(self.level == i, numbered, 0)) for i in levels])
         self.comparison = np.cumsum(self.level == 1) - 1
         leaves = np.flatnonzero(codes >= _WORD)
         inner = np.flatnonzero(self.level > 1)
@@ -164,7 +173,7 @@ class _Reader:
         total = np.ones(len(self.level), dtype=np.int64)
         words = len(self.words)
         inner_level = self.level[self.inner]
-        for level in range(2, MAX_LEVELS + 1):
+        for level in range(2, int(self.level.max()) + 1):
             here = np.flatnonzero(inner_level == level)
             total[self.inner[here]] = self._product(total[self.parent[words + here]], local[words + here])
         factor = self._product(total[self.parent[:words]], local[:words])

@@ -12,6 +12,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,9 @@ GENERAL_TOKEN = re.compile(rf"{_COMPARED}|{_PLAIN}")
 PLAIN_TOKEN = re.compile(_PLAIN)
 _NESTED = re.compile(r"\((?!and)(?:assert\s*+\()?+[^()]*+\(")
 """Of the compound tokens, only a comparison with brackets in it (asserted or not) begins so."""
-_NEGATIVE = re.compile(r"\(\s*-\s+((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*\)", re.ASCII)
+_ROWS = object()
+"""Stands for a compound token of simple comparisons where the others have an atom, or None."""
+_NEGATIVE = re.compile(r"\(-\s+((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*\)", re.ASCII)
 _DECLARED = re.compile(r"\(\s*declare-(?:const|fun)\s+([^\s()]+)")
 _NAME = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
 
@@ -53,6 +56,7 @@ RELATIONS = {
 _CODES = {text: int(relation) for text, relation in RELATIONS.items()}
 _IGNORED = {"set-logic", "set-info", "set-option", "check-sat", "get-model", "get-value", "exit", "reset"}
 _ARITHMETIC = ("+", "-", "*", "/")
+_NO_CONSTRAINTS = frozenset((str, int, Polynomial))
 _BOOLEAN = ("and", "or", "not", "=>")
 
 
@@ -113,7 +117,7 @@ class _Parser:
         self.builder = FormulaBuilder()
         self.assertions: list[Item] = []
         self.row = 0
-        self.atoms: Iterator[Atom | None] = iter(())
+        self.compound: Iterator[Any] = iter(())
 
     def query(self) -> Query:
         if not self.tokens:
@@ -165,12 +169,11 @@ class _Parser:
 
     def _bulk(self) -> None:
         """Read all linear comparisons, and put the operands of all simple ones into the table."""
-        general, simple = [], []
-        for token in self.tokens:
-            if len(token) > 1 and token[0] == "(":
-                (general if _NESTED.match(token) else simple).append(token)
-        self.atoms = iter(read_linear([_comparison(token) for token in general], self.sizes))
-        joined = " ".join(simple)
+        compound = [token for token in self.tokens if len(token) > 1 and token[0] == "("]
+        nested = [_NESTED.match(token) is not None for token in compound]
+        atoms = iter(read_linear(list(itertools.compress(compound, nested)), self.sizes))
+        self.compound = iter([next(atoms) if general else _ROWS for general in nested])
+        joined = " ".join(itertools.compress(compound, (not general for general in nested)))
         for head in ("(assert", "(and", "(", ")"):
             joined = joined.replace(head, " ")
         words = joined.split()
@@ -221,7 +224,11 @@ class _Parser:
             elif token == ")":
                 if not frames:
                     raise _Refusal("unexpected )", "an opening parenthesis is missing", place)
-                self._close(frames, *frames.pop())
+                head, items, opened = frames.pop()
+                if frames and head in ("and", "or") and _NO_CONSTRAINTS.isdisjoint(map(type, items)):
+                    frames[-1][1].append((head, items))
+                else:
+                    self._close(frames, head, items, opened)
             elif token[0] == "(":
                 self._compound(token, frames, place)
             elif not frames:
@@ -250,8 +257,9 @@ class _Parser:
 
     def _compound(self, token: str, frames: list[list], place: Place) -> None:
         """Place a token that holds comparisons."""
-        if _NESTED.match(token):
-            self._general(token, frames, place)
+        atom = next(self.compound)
+        if atom is not _ROWS:
+            self._general(token, atom, frames, place)
             return
         row, opened = self.row, token.count("(")
         if token.startswith("(assert"):
@@ -269,9 +277,8 @@ class _Parser:
             self.row += opened
             frames[-1][1].extend((i, i + 1) for i in range(row, self.row))
 
-    def _general(self, token: str, frames: list[list], place: Place) -> None:
+    def _general(self, token: str, atom: Atom | None, frames: list[list], place: Place) -> None:
         """Place a comparison with brackets in it: the atom read for it, or what its words reduce to."""
-        atom = next(self.atoms)
         asserted = token.startswith("(assert")
         if atom is not None and asserted and not frames:
             self.assertions.append(atom)
@@ -374,11 +381,6 @@ class _Parser:
         start = next(itertools.islice(rows, refusal.row, None))
         words = re.compile(r"[^\s()]+").finditer(self.text, start)
         return next(itertools.islice(words, refusal.operand, None)).start()
-
-
-def _comparison(token: str) -> str:
-    """The comparison of a general token, without ``(assert``."""
-    return token[token.index("(", 1) : token.rindex(")")] if token.startswith("(assert") else token
 
 
 def _arithmetic(head: str, operands: list[Expr]) -> Expr:
