@@ -88,7 +88,8 @@ def verify(
     """Prove or refute a property.
 
     `model` is an ONNX file (path or bytes, gzipped or not) or a module traced by `trace`; for a query over several
-    networks a mapping from their declared names. `spec` is a VNN-LIB file, a Query or a Property. `timeout`, in
+    networks a mapping from their declared names. `spec` is a VNN-LIB file, a Query or a Property. Of a path, ``.gz``
+    is added or removed when only that file exists. `timeout`, in
     seconds, overrides `options.timeout`. `progress` is called with a Progress now and then.
 
     Raises VerifierError (ModelError, UnsupportedError, SpecError, OptionsError) for bad input. A limit that is

@@ -1,8 +1,16 @@
-"""What a process can say of its surroundings, for results. Imports neither torch nor numpy."""
+"""What a process can say of its surroundings: versions, memory, files. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
 import platform
+from pathlib import Path
+
+
+def find_file(path: str | Path) -> Path:
+    """`path`, or, where there is no such file, the one with ``.gz`` added or removed, if there is that."""
+    given = Path(path)
+    other = given.with_suffix("") if given.suffix == ".gz" else given.with_name(f"{given.name}.gz")
+    return other if other.is_file() and not given.is_file() else given
 
 
 def versions() -> dict[str, str]:

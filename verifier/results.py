@@ -50,6 +50,12 @@ _STATUS_ADVICE = {
 }
 
 
+_EMPTIED = (
+    "The bound is 0, not a positive margin: part of the input set was closed by showing that no solution is left in "
+    "it (clipping, or contradicting splits)."
+)
+
+
 class Reason(Enum):
     """Why a verdict is `unknown` (or `unsat` without a search): `value` for programs, `text` for people."""
 
@@ -169,7 +175,8 @@ class Result:
     def explanation(self) -> str:
         """Why, and what to try next, in full sentences."""
         detail = f"{self.detail.removesuffix('.')}." if self.detail else ""
-        parts = (detail, self.reason.text or self.status.advice)
+        emptied = self.status is Status.UNSAT and self.bound == 0
+        parts = (detail, self.reason.text or self.status.advice, _EMPTIED if emptied else "")
         return " ".join(part for part in parts if part)
 
     def to_dict(self) -> dict[str, Any]:

@@ -79,6 +79,15 @@ def test_gzip_and_paths(tmp_path: Path) -> None:
         assert model.data == MLP
 
 
+def test_the_packed_file_is_found_beside_a_missing_one_and_the_other_way_round(tmp_path: Path) -> None:
+    (tmp_path / "packed.onnx.gz").write_bytes(gzip.compress(MLP))
+    (tmp_path / "plain.onnx").write_bytes(MLP)
+    for name in ("packed.onnx", "packed.onnx.gz", "plain.onnx", "plain.onnx.gz"):
+        assert load(tmp_path / name).data == load(str(tmp_path / name)).data == MLP
+    with pytest.raises(ModelError, match=r"There is no model file at .*none\.onnx"):
+        load(tmp_path / "none.onnx")
+
+
 def test_run_replays_points_one_by_one() -> None:
     model = load(MLP)
     x = np.random.default_rng(0).random((5, 1, 1, 1, 3))

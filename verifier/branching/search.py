@@ -86,11 +86,14 @@ class Search:
             now = time.monotonic()
             if now > self._options.deadline:
                 return self._outcome(Status.TIMEOUT, Reason.NONE)
-            if self._options.max_domains is not None and self.domains >= self._options.max_domains:
+            allowed = (
+                math.inf if self._options.max_domains is None else self._options.max_domains - self.domains
+            )
+            if allowed <= 0:
                 return self._outcome(Status.UNKNOWN, Reason.DOMAIN_LIMIT)
             if now > until:
                 return None
-            batch = self._store.take(self._size)
+            batch = self._store.take(int(min(self._size, allowed)))
             try:
                 found = self._step(batch)
             except OutOfTime:

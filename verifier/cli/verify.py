@@ -17,7 +17,7 @@ from verifier.cli.failures import explain
 from verifier.cli.flags import with_options
 from verifier.cli.solve import Clock, Target, render, solve
 from verifier.cli.supervise import Answer, Ending, Outcome, Session, Worker
-from verifier.environment import peak_memory_mb, versions
+from verifier.environment import find_file, peak_memory_mb, versions
 from verifier.errors import VerifierError
 from verifier.options import Options
 from verifier.progress import display
@@ -139,14 +139,14 @@ def _vnnlib_version(path: Path) -> int:
 
 
 def existing(path: Path) -> Path:
-    """The file, or the same with .gz when only that is there. Raises VerifierError."""
+    """The file, or the same with .gz (or without) when only that is there. Raises VerifierError."""
     if path.is_dir():
         raise VerifierError(f"{path} is a folder. Give the file itself.")
-    packed = path.with_name(path.name + ".gz")
-    for file in (path, packed):
-        if file.is_file():
-            return file
-    raise VerifierError(f"there is no file {path}, nor {packed.name} beside it. Check the path.")
+    file = find_file(path)
+    if file.is_file():
+        return file
+    other = path.stem if path.suffix == ".gz" else f"{path.name}.gz"
+    raise VerifierError(f"there is no file {path}, nor {other} beside it. Check the path.")
 
 
 def _check_writable(file: Path | None) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import verifier.ops  # noqa: F401  (registers the operators)
+from verifier.environment import find_file
 from verifier.errors import ModelError, UnsupportedError, UnsupportedNode
 from verifier.graph import Builder, Graph, Value
 from verifier.graph.op import Shape
@@ -59,7 +60,8 @@ class OnnxModel:
 
 
 def load(model: str | Path | bytes, keep: Sequence[str] = ()) -> OnnxModel:
-    """Read and convert a model, given as a path (gzipped or not) or as the file's bytes.
+    """Read and convert a model, given as a path (gzipped or not; ``.gz`` is added or removed when only that file
+    exists) or as the file's bytes.
 
     Fusions make most inner values disappear; those named in `keep` (a node's name, or a value's) stay.
     Raises UnsupportedError with all nodes that are not supported, and ModelError for everything else that is wrong
@@ -103,7 +105,7 @@ def _read(model: str | Path | bytes, source: str) -> bytes:
         data = model
     else:
         try:
-            data = Path(model).read_bytes()
+            data = find_file(model).read_bytes()
         except FileNotFoundError:
             raise ModelError(f"There is no model file at {source}; check the path.") from None
         except OSError as error:

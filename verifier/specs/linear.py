@@ -191,7 +191,7 @@ class _Reader:
         good[row[1:][(row[1:] == row[:-1]) & (variable[1:] == variable[:-1]) & (variable[1:] >= 0)]] = False
         good[self.comparison[self.bad]] = False
         offsets = np.searchsorted(row, np.arange(rows + 1))
-        return SumTable(offsets, variable.astype(np.int32), factor, self.numbers), good
+        return SumTable(offsets, variable.astype(np.int32), factor.astype(np.int64), self.numbers), good
 
     def _local(self) -> tuple[Ints, Mask]:
         """By what each operand is multiplied within its own bracket, and whether it is more than a factor."""

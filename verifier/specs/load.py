@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from verifier.environment import find_file
 from verifier.specs.errors import SpecError
 from verifier.specs.query import Query
 
@@ -22,10 +23,8 @@ def read_text(path: str | Path) -> str:
     Raises `SpecError` when it cannot be read.
     """
     given = Path(path)
-    other = given.with_suffix("") if given.suffix == ".gz" else Path(f"{given}.gz")
-    file = given if given.is_file() or not other.is_file() else other
     try:
-        data = file.read_bytes()
+        data = find_file(given).read_bytes()
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
         return data.decode("utf-8-sig")
