@@ -39,6 +39,7 @@ demo: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet . --exclude verifier/bounds
 	$(BIN)/lint-imports
 
 types: $(STAMP)

@@ -50,9 +50,9 @@ _STATUS_ADVICE = {
 }
 
 
-_EMPTIED = (
-    "The bound is 0, not a positive margin: part of the input set was closed by showing that no solution is left in "
-    "it (clipping, or contradicting splits)."
+_NO_MARGIN = (
+    "The bound 0 is not a measured margin: some part of the input set was closed without a figure for it (at the "
+    "root, by clipping, or by contradicting splits)."
 )
 
 
@@ -175,8 +175,8 @@ class Result:
     def explanation(self) -> str:
         """Why, and what to try next, in full sentences."""
         detail = f"{self.detail.removesuffix('.')}." if self.detail else ""
-        emptied = self.status is Status.UNSAT and self.bound == 0
-        parts = (detail, self.reason.text or self.status.advice, _EMPTIED if emptied else "")
+        unmeasured = self.status is Status.UNSAT and self.bound == 0
+        parts = (detail, self.reason.text or self.status.advice, _NO_MARGIN if unmeasured else "")
         return " ".join(part for part in parts if part)
 
     def to_dict(self) -> dict[str, Any]:

@@ -89,8 +89,8 @@ def test_every_verdict_and_reason_explains_itself():
     result = Result(Status.UNKNOWN, reason=Reason.NUMERICS, detail="Margin 1e-9.")
     assert result.explanation == f"Margin 1e-9. {Reason.NUMERICS.text}"
     assert Result(Status.UNSAT, bound=0.5).explanation == Status.UNSAT.advice
-    assert "bound is 0" in Result(Status.UNSAT, bound=0.0).explanation
-    assert "bound is 0" not in Result(Status.UNKNOWN, bound=0.0).explanation
+    assert "bound 0 is" in Result(Status.UNSAT, bound=0.0).explanation
+    assert "bound 0 is" not in Result(Status.UNKNOWN, bound=0.0).explanation
 
 
 def test_unsupported_error_lists_all_nodes_and_pickles():
