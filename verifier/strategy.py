@@ -13,20 +13,19 @@ from torch import Tensor
 from verifier.attack.falsify import falsify
 from verifier.attack.gradient import AttackOptions
 from verifier.attack.replay import Judge, Networks
-from verifier.bounds.alpha import AlphaOptions, optimise
+from verifier.bounds.alpha import AlphaOptions
 from verifier.bounds.crown import OutOfTime
 from verifier.bounds.final import AscentOptions
-from verifier.branching.activation_split import ActivationBrancher, by_disjunct
+from verifier.branching.activation_split import ActivationBrancher
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher
+from verifier.branching.root import root
 from verifier.branching.search import Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
-from verifier.graph import Elementwise, Graph, Interval
-from verifier.graph.coefficients import Rows
+from verifier.graph import Elementwise, Graph
 from verifier.options import Options
 from verifier.results import Counterexample, Progress, Reason, Result, Stats, Status
-from verifier.sets import Box
 from verifier.specs.compile import Compiled
 from verifier.specs.query import Query
 
@@ -185,52 +184,16 @@ class _Run:
 
     def _root(self, bounder: Bounder, start: Domains) -> tuple[Bounder, Domains]:
         """The bounder that hands the optimised bounds of every case down, and what is left to refute, by disjunct."""
-        parts, enclosures = [], []
-        for rows in torch.arange(len(start), device=self.device).split(_batch(bounder)):
-            part = start.index(rows)
-            found = bounder.bound(part)
-            left = ~found.refuted.all(1)
-            known = bounder.known(found)
-            if bool(left.any()) and self.options.method != "crown":
-                known = self._optimised(bounder, part.index(left), left, known)
-            parts.append(replace(part, open=part.open & ~found.refuted).index(left))
-            enclosures.append(known)
-        root = {
-            i: Interval(
-                torch.cat([known[i].lower for known in enclosures]),
-                torch.cat([known[i].upper for known in enclosures]),
-            )
-            for i in enclosures[0]
-        }
-        settings = replace(bounder.options, refine=False, gaps=True, ascent=AscentOptions(steps=8, rate=0.2))
-        single, start, origin = by_disjunct(self.compiled, Domains.cat(parts))
-        handed = {i: b.index(origin) for i, b in root.items()}
-        return Bounder(single, self.device, self.dtype, settings, handed), start
-
-    def _optimised(
-        self, bounder: Bounder, part: Domains, left: Tensor, known: dict[int, Interval]
-    ) -> dict[int, Interval]:
-        """Inner enclosures [N, *shape], those of the cases `left` by alpha-CROWN."""
-        box = Interval(part.lower, part.upper).narrow(self.dtype)
-        table = bounder.clauses[part.case].flatten(1).clamp(min=0)
-        scale = torch.ones(table.shape, dtype=self.dtype, device=self.device)
-        rows = Rows(table, scale, bounder.graph.nodes[bounder.target].shape)
-        settings = AlphaOptions(
-            iterations=ROOT_ITERATIONS, memory=self.memory // 8, stop=self._enough, deadline=self.deadline
+        alpha = AlphaOptions(
+            iterations=0 if self.options.method == "crown" else ROOT_ITERATIONS,
+            memory=self.memory // 8,
+            stop=self._enough,
+            deadline=self.deadline,
         )
-        some = {i: b.index(left) for i, b in known.items()}
-        best = optimise(
-            bounder.graph, [Box(box.lower, box.upper)], bounder.target, rows, some, None, settings
-        )
-        positions = left.nonzero()[:, 0]
-        tight = {i: best.bounds[i].expand(len(positions)) for i in known}
-        return {
-            i: Interval(
-                b.lower.index_copy(0, positions, tight[i].lower),
-                b.upper.index_copy(0, positions, tight[i].upper),
-            )
-            for i, b in known.items()
-        }
+        found = root(bounder, start, alpha, _batch(bounder))
+        ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
+        settings = replace(bounder.options, refine=False, gaps=True, keep=True, ascent=ascent)
+        return Bounder(found.compiled, self.device, self.dtype, settings, found.enclosures), found.start
 
     def _enough(self, lower: Tensor) -> Tensor:
         """Instances [B] whose rows are all refuted, or all of them when half of the time is gone."""

@@ -161,3 +161,11 @@ def test_bounds_that_overflow_are_no_bounds(lab: SimpleNamespace) -> None:
     at = lab.inside(inputs, 100).double()
     value = graph.to(torch.float64).evaluate([at.flatten(0, 1)])[0].view(4, 100, 3)
     assert (torch.cat([value, -value], 2) >= found.lower.unsqueeze(1).double()).all()
+
+
+def test_optimises_where_gradients_are_off(lab: SimpleNamespace) -> None:
+    """Branch and bound runs without gradients; once the optimisation was silently skipped there."""
+    graph = lab.network(0)
+    with torch.no_grad():
+        found = run(graph, boxes()).lower
+    assert torch.equal(found, run(graph, boxes()).lower) and found.mean() > plain(graph, boxes()).mean()

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from verifier.bounds.crown import inner_bounds
 from verifier.bounds.final import HIGH, LOW, AscentOptions, FinalPass
-from verifier.branching.activation_split import ActivationBrancher, by_disjunct
+from verifier.branching.activation_split import ActivationBrancher
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.clip import clip
 from verifier.branching.domains import Domains, Store
 from verifier.branching.input_split import InputBrancher, sensitivities
+from verifier.branching.root import by_disjunct
 from verifier.branching.search import Search, SearchOptions
 from verifier.graph import Builder, Graph, Interval
 from verifier.graph.coefficients import Rows
@@ -320,3 +322,30 @@ def test_memory_exhausted_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> N
     outcome = Search(bounder, InputBrancher(bounder), parts, lambda x, c: None, SearchOptions(math.inf)).run()
     assert outcome is not None and outcome.status is Status.UNSAT
     assert max(sizes) > 8 and outcome.domains >= 20
+
+
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+def test_halves_start_from_the_bound_of_the_whole(activation: str) -> None:
+    """With the multipliers that a split starts with, no half is bounded worse, before any step of ascent."""
+    options = BoundOptions(refine=False, gaps=True, keep=True, ascent=AscentOptions(steps=6))
+    tried = 0
+    for seed in range(3):
+        graph = network(seed, activation)
+        problem = compiled(graph, [[[0, -1]], [[1, 2]]])
+        bounder = Bounder(problem, torch.device("cpu"), torch.float64, options)
+        still = bounder.with_options(BoundOptions(inherit=True, refine=False, ascent=AscentOptions(steps=0)))
+        domains = start(problem)
+        with torch.no_grad():
+            for _ in range(4):
+                bounded = bounder.bound(domains)
+                open_ = ~bounded.refuted.all(1)
+                left, known = bounded.index(open_), bounder.known(bounded)
+                rest = domains.index(open_)
+                known = {i: b.index(open_) for i, b in known.items()}
+                rest = replace(rest, known=known, warm=left.warm)
+                domains, _ = ActivationBrancher(bounder, 1).branch(rest, left)
+                if not len(domains) or not domains.cuts:
+                    break
+                assert (still.bound(domains).score >= left.score.repeat(2) - 1e-9).all()
+                tried += len(domains)
+    assert tried > 20

@@ -257,7 +257,9 @@ def _ascend(problem: _Problem, given: Slopes, options: AlphaOptions) -> Optimise
         keep = ~closed[active]
         if not bool(keep.any()):
             break
-        aim = lower[keep & lower.isfinite().all(1)][~idle[active][keep & lower.isfinite().all(1)]].sum()
+        with torch.enable_grad():
+            usable = keep & lower.isfinite().all(1)
+            aim = lower[usable][~idle[active][usable]].sum()
         if not aim.requires_grad:
             break
         keys = [(key, name) for key, own in leaves.items() for name in own]

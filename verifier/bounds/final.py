@@ -171,7 +171,8 @@ class FinalPass:
                 if bool((width > 0).any()):
                     first = warm.get((self.target, j), {}).get(name)
                     value = p.value[:, None, None].expand(shape) if first is None else first
-                    value = value.detach().clamp(p.lower[:, None, None], p.upper[:, None, None])
+                    value = torch.where(value.isnan(), p.value[:, None, None], value.detach())
+                    value = value.clamp(p.lower[:, None, None], p.upper[:, None, None])
                     leaves.setdefault((self.target, j), {})[name] = value.expand(shape).clone()
                     scales.setdefault((self.target, j), {})[name] = torch.nan_to_num(width, nan=0.0, posinf=1.0)
         if self.cuts:
@@ -190,8 +191,8 @@ class FinalPass:
                 if not bool(end.isfinite().any()):
                     continue
                 first = warm.get(key, {}).get(name)
-                value = torch.zeros(shape, dtype=end.dtype, device=end.device) if first is None else first.clone()
-                leaves.setdefault(key, {})[name] = value.expand(shape).contiguous()
+                value = end.new_zeros(1) if first is None else first.nan_to_num(0.0)
+                leaves.setdefault(key, {})[name] = value.expand(shape).clone()
                 size = arrived.abs().flatten(2).amax(2).amax(1) if arrived.numel() else end.new_ones(1)
                 view = size.view(-1, *([1] * (len(shape) - 1)))
                 scales.setdefault(key, {})[name] = (0.3 * view).expand(self.batch, *([1] * (len(shape) - 1)))

@@ -11,8 +11,8 @@ from verifier.bounds.final import AscentOptions
 from verifier.branching.bounding import Bounded, Bounder
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher
+from verifier.branching.multipliers import add_multipliers, split_multipliers
 from verifier.graph import Elementwise, Interval
-from verifier.specs.compile import Compiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,24 +70,27 @@ class ActivationBrancher:
         self, domains: Domains, bounded: Bounded, nodes: list[int], places: Tensor
     ) -> tuple[Domains, Domains]:
         """The subdomains with x <= point and with x >= point for the neuron at `places` [M] among all of `nodes`."""
-        low: dict[int, Interval] = dict(domains.cuts)
-        high: dict[int, Interval] = dict(domains.cuts)
+        halves = [(dict(domains.cuts), {k: dict(own) for k, own in domains.warm.items()}) for _ in range(2)]
         start = 0
         for i in nodes:
+            shape = self.bounder.graph.nodes[i].shape
             size = self.bounder.graph.nodes[i].numel
             mine = ((places >= start) & (places < start + size)).nonzero()[:, 0]
             if len(mine):
-                points = self._points(i, bounded, len(domains)).flatten(1)
                 column = places[mine] - start
-                point = points[mine, column]
-                cut = domains.cuts.get(i) or _free(points, self.bounder.graph.nodes[i].shape)
-                upper, lower = cut.upper.flatten(1).clone(), cut.lower.flatten(1).clone()
-                upper[mine, column] = torch.minimum(upper[mine, column], point)
-                lower[mine, column] = torch.maximum(lower[mine, column], point)
-                low[i] = Interval(cut.lower, upper.view_as(cut.upper))
-                high[i] = Interval(lower.view_as(cut.lower), cut.upper)
+                point = self._points(i, bounded, len(domains)).flatten(1)[mine, column]
+                whole = bounded.bounds[i].expand(len(domains)).index(mine)
+                for high, (cuts, warm) in enumerate(halves):
+                    half = _half(whole, column, point, bool(high))
+                    cuts[i] = _cut(domains.cuts.get(i) or _free(len(domains), half), half, mine, column)
+                    if domains.warm:
+                        values = split_multipliers(self.bounder, bounded, i, half, mine, column)
+                        like = half.lower.new_empty(len(domains), 1, values[0].shape[1], *shape)
+                        key = (self.bounder.target, i)
+                        add_multipliers(warm, key, values, (mine, column), like)
             start += size
-        return replace(domains, cuts=low), replace(domains, cuts=high)
+        first, second = [replace(domains, cuts=cuts, warm=warm) for cuts, warm in halves]
+        return first, second
 
     def _points(self, node: int, bounded: Bounded, batch: int) -> Tensor:
         """The branching points [M, *shape] of the first operator that reads the node."""
@@ -100,21 +103,24 @@ class ActivationBrancher:
         raise KeyError(f"No elementwise operator reads node {node}.")
 
 
-def _free(points: Tensor, shape: tuple[int, ...]) -> Interval:
-    end = torch.full((points.shape[0], *shape), torch.inf, dtype=points.dtype, device=points.device)
+def _half(whole: Interval, column: Tensor, point: Tensor, high: bool) -> Interval:
+    """`whole` [m, *shape] with element `column` [m] of each cut at `point` [m]."""
+    end = whole.lower if high else whole.upper
+    moved = end.flatten(1).scatter(1, column.unsqueeze(1), point.unsqueeze(1)).view(end.shape)
+    return Interval(moved, whole.upper) if high else Interval(whole.lower, moved)
+
+
+def _cut(cut: Interval, half: Interval, rows: Tensor, column: Tensor) -> Interval:
+    """The constraints `cut` [M, *shape] with those of one more element, both of its ends: the other end held before
+    the split too, and its multiplier takes the place of the line that the split makes exact."""
+    every = torch.arange(len(rows), device=rows.device)
+    ends = [end.flatten(1)[every, column] for end in half]
+    lower, upper = cut.lower.flatten(1).clone(), cut.upper.flatten(1).clone()
+    lower[rows, column] = torch.maximum(lower[rows, column], ends[0])
+    upper[rows, column] = torch.minimum(upper[rows, column], ends[1])
+    return Interval(lower.view_as(cut.lower), upper.view_as(cut.upper))
+
+
+def _free(batch: int, like: Interval) -> Interval:
+    end = torch.full((batch, *like.lower.shape[1:]), torch.inf, dtype=like.lower.dtype, device=like.lower.device)
     return Interval(-end, end)
-
-
-def by_disjunct(compiled: Compiled, domains: Domains) -> tuple[Compiled, Domains, Tensor]:
-    """The query with every open disjunct of `domains` as a case of its own, so that every search has one thing to
-    refute; the subdomains in these terms, and the case [P] that each new case comes from."""
-    rows, disjuncts = domains.open.nonzero(as_tuple=True)
-    alone = domains.index(rows)
-    old = alone.case
-    clauses = compiled.clauses.to(old.device)[old, disjuncts].unsqueeze(1)
-    cases = old.cpu()
-    single = replace(
-        compiled, lower=compiled.lower[cases], upper=compiled.upper[cases], clauses=clauses.cpu()
-    )
-    fresh = torch.arange(len(rows), device=old.device)
-    return single, replace(alone, case=fresh, open=torch.ones_like(alone.open[:, :1])), old

@@ -31,7 +31,8 @@ class Bounded:
     `refuted` bool [M, D] those that no point of the subdomain satisfies. `planes` float64 [M, D, C, n_in] and
     `constants` [M, D, C]: linear forms below the margins, rounding included; for padding 0 and -inf.
     `bounds` encloses inner nodes, `warm` are optimised parameters, and `gaps` [M, *shape] per node says how much
-    the relaxation of each neuron that reads it costs the bound.
+    the relaxation of each neuron that reads it costs the bound; `arrived` [M, R, *shape] are the final pass's
+    coefficients of each elementwise operator's result.
     """
 
     score: Tensor
@@ -42,6 +43,7 @@ class Bounded:
     bounds: Bounds = field(default_factory=dict)
     warm: Leaves = field(default_factory=dict)
     gaps: Mapping[int, Tensor] = field(default_factory=dict)
+    arrived: Mapping[int, Tensor] = field(default_factory=dict)
 
     def index(self, rows: Tensor) -> Bounded:
         """Some of the subdomains (a mask, or positions)."""
@@ -55,6 +57,7 @@ class Bounded:
             {i: b.index(positions) for i, b in self.bounds.items()},
             {key: {n: t[positions] for n, t in own.items()} for key, own in self.warm.items()},
             {i: t[positions] for i, t in self.gaps.items()},
+            {i: t[positions] for i, t in self.arrived.items()},
         )
 
 
@@ -63,13 +66,15 @@ class BoundOptions:
     """`refine` bounds unstable neurons of a subdomain backwards (otherwise intervals are propagated and
     intersected with what is handed down; with `inherit` not even that),
     `linear` uses backward bounds at all, `ascent` optimises the final pass, `gaps` measures every neuron's part in
-    the looseness. `memory` is in bytes; after `deadline` (of `time.monotonic`) OutOfTime is raised."""
+    the looseness, `keep` hands the optimised parameters down. `memory` is in bytes; after `deadline` (of
+    `time.monotonic`) OutOfTime is raised."""
 
     refine: bool = True
     inherit: bool = False
     linear: bool = True
     ascent: AscentOptions = AscentOptions()
     gaps: bool = False
+    keep: bool = False
     memory: int = 1 << 30
     deadline: float = math.inf
 
@@ -176,7 +181,12 @@ class Bounder:
         found = self._improve(final, packed, warm, record)
         result, doubtful = self._gather(domains, packed, found.plane, found.lower, bounds, empty)
         gaps = self._gaps(found, result, packed, bounds) if record else {}
-        return replace(result, warm=found.leaves if domains.cuts else {}, gaps=gaps), doubtful & ~empty
+        result = replace(result, gaps=gaps)
+        if self.options.keep:
+            batch = len(domains)
+            arrived = {i: t.expand(batch, *t.shape[1:]) for i, t in found.coefficients.items()}
+            result = replace(result, warm=found.leaves, arrived=arrived)
+        return result, doubtful & ~empty
 
     def _improve(self, final: FinalPass, packed: _Packed, warm: Leaves, record: list[int]) -> Ascent:
         """The plain bound; where it refutes too little and nothing was optimised before, the optimised one."""

@@ -72,7 +72,8 @@ class Domains:
         known = {i: _joined([p.known[i] for p in parts]) for i in sorted(shared)}
         cut = sorted(set.union(*[set(p.cuts) for p in parts]))
         cuts = {i: _joined([p.cuts.get(i) or _free(p, parts, i) for p in parts]) for i in cut}
-        return Domains(**tensors, known=known, cuts=cuts, warm=_joined_leaves([p.warm for p in parts]))
+        warm = _joined_leaves([p.warm for p in parts], [len(p) for p in parts])
+        return Domains(**tensors, known=known, cuts=cuts, warm=warm)
 
 
 def _joined(parts: Sequence[Interval]) -> Interval:
@@ -86,13 +87,18 @@ def _free(part: Domains, parts: Sequence[Domains], node: int) -> Interval:
     return Interval(-end, end)
 
 
-def _joined_leaves(parts: Sequence[Leaves]) -> Leaves:
+def _joined_leaves(parts: Sequence[Leaves], sizes: Sequence[int]) -> Leaves:
+    """Where a part has no parameter of its own it gets NaN, which means the usual start."""
     joined: Leaves = {}
-    for key in set.intersection(*[set(p) for p in parts]):
-        for name in set.intersection(*[set(p[key]) for p in parts]):
-            tensors = [p[key][name] for p in parts]
-            if len({t.shape[1:] for t in tensors}) == 1:
-                joined.setdefault(key, {})[name] = torch.cat(tensors)
+    names = {(key, name): own[name] for p in parts for key, own in p.items() for name in own}
+    for (key, name), like in names.items():
+        tensors = [p.get(key, {}).get(name) for p in parts]
+        if len({t.shape[1:] for t in tensors if t is not None}) == 1:
+            filled = [
+                like.new_full((size, *like.shape[1:]), torch.nan) if t is None else t
+                for t, size in zip(tensors, sizes, strict=True)
+            ]
+            joined.setdefault(key, {})[name] = torch.cat(filled)
     return joined
 
 

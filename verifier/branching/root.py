@@ -1,0 +1,101 @@
+"""The first bounds of a search that splits activations: alpha-CROWN once per case, handed down to all its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from verifier.bounds.alpha import AlphaOptions, Optimised, optimise
+from verifier.branching.bounding import Bounder
+from verifier.branching.domains import Domains
+from verifier.graph import Interval
+from verifier.graph.coefficients import Rows
+from verifier.sets import Box
+from verifier.specs.compile import Compiled
+
+
+@dataclass(frozen=True, eq=False)
+class Root:
+    """`compiled` has every disjunct that is left as a case of its own, `start` are these cases with the parameters to
+    start from, and `enclosures` hold per case what is known of the inner nodes that splits may concern."""
+
+    compiled: Compiled
+    start: Domains
+    enclosures: dict[int, Interval]
+
+
+def root(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) -> Root:
+    """Bounds of all cases, those that plain CROWN leaves open by alpha-CROWN (unless that has no iterations)."""
+    parts, enclosures = [], []
+    for rows in torch.arange(len(start), device=start.lower.device).split(batch):
+        part = start.index(rows)
+        found = bounder.bound(part)
+        left = (~found.refuted.all(1)).nonzero()[:, 0]
+        known = bounder.known(found)
+        part = replace(part, open=part.open & ~found.refuted).index(left)
+        if len(left) and options.iterations:
+            best = _optimised(bounder, part, {i: b.index(left) for i, b in known.items()}, options)
+            known = {i: _put(b, left, best.bounds[i].expand(len(left))) for i, b in known.items()}
+            part = replace(part, warm={k: dict(o) for k, o in best.slopes.items() if k[0] == bounder.target})
+        parts.append(part)
+        enclosures.append(known)
+    single, alone, origin = by_disjunct(bounder.compiled, Domains.cat(parts))
+    joined = {i: _cat([known[i] for known in enclosures]).index(origin) for i in enclosures[0]}
+    return Root(single, alone, joined)
+
+
+def _optimised(
+    bounder: Bounder, part: Domains, known: Mapping[int, Interval], options: AlphaOptions
+) -> Optimised:
+    """Alpha-CROWN for all atoms of the cases' clauses."""
+    box = Interval(part.lower, part.upper).narrow(bounder.dtype)
+    table = bounder.clauses[part.case].flatten(1).clamp(min=0)
+    scale = torch.ones(table.shape, dtype=bounder.dtype, device=table.device)
+    rows = Rows(table, scale, bounder.graph.nodes[bounder.target].shape)
+    sets = [Box(box.lower, box.upper)]
+    return optimise(bounder.graph, sets, bounder.target, rows, known, None, options)
+
+
+def by_disjunct(compiled: Compiled, domains: Domains) -> tuple[Compiled, Domains, Tensor]:
+    """The query with every open disjunct of `domains` as a case of its own, so that every search has one thing to
+    refute; the subdomains in these terms, and the case [P] that each new case comes from. Parameters to start from
+    are those of the disjunct's atoms."""
+    rows, disjuncts = domains.open.nonzero(as_tuple=True)
+    alone = domains.index(rows)
+    old = alone.case
+    table = compiled.clauses.to(old.device)
+    cases = old.cpu()
+    single = replace(
+        compiled,
+        lower=compiled.lower[cases],
+        upper=compiled.upper[cases],
+        clauses=table[old, disjuncts].unsqueeze(1).cpu(),
+    )
+    warm = {
+        key: {name: _atoms(t, disjuncts, table.shape[2]) for name, t in own.items()}
+        for key, own in alone.warm.items()
+    }
+    fresh = torch.arange(len(rows), device=old.device)
+    open_ = torch.ones_like(alone.open[:, :1])
+    return single, replace(alone, case=fresh, open=open_, warm=warm), old
+
+
+def _atoms(slopes: Tensor, disjuncts: Tensor, width: int) -> Tensor:
+    """Of [P, 1, D * C, *shape] the part [P, 1, C, *shape] of one disjunct each; what all atoms share stays so."""
+    if slopes.shape[2] == 1:
+        return slopes
+    every = torch.arange(len(slopes), device=slopes.device)
+    return slopes.unflatten(2, (-1, width))[every, :, disjuncts]
+
+
+def _put(whole: Interval, rows: Tensor, part: Interval) -> Interval:
+    return Interval(
+        whole.lower.index_copy(0, rows, part.lower), whole.upper.index_copy(0, rows, part.upper)
+    )
+
+
+def _cat(parts: Sequence[Interval]) -> Interval:
+    return Interval(torch.cat([p.lower for p in parts]), torch.cat([p.upper for p in parts]))
