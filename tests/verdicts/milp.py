@@ -103,6 +103,8 @@ class Milp:
             case "leaky" | "abs":
                 slope = -1.0 if layer.kind == "abs" else float(c["alpha"])
                 return [self._sum((1.0, p), (-slope, n)) for p, n in map(self._parts, x)]
+            case "sign":
+                return [self._sign(v) for v in x]
             case "clip":
                 low, high = float(c["low"]), float(c["high"])
                 above_low = [self._parts(self._sum((1.0, v), shift=-low))[0] for v in x]
@@ -121,6 +123,18 @@ class Milp:
             case "concat":
                 return [form for part in xs for form in part]
         raise ValueError(layer.kind)
+
+    def _sign(self, z: Form) -> Form:
+        """-1, 0 or 1, with both sides' values allowed at zero: a least score that is attained only there is a limit."""
+        low, high = self._range(z)
+        if low > 0 or high < 0:
+            return {}, 1.0 if low > 0 else -1.0
+        left, right = self._column(0, 1, integer=True), self._column(0, 1, integer=True)
+        self._row(self._sum((1.0, left), (1.0, right)), -np.inf, 1.0)
+        # z <= high * right and z >= low * left
+        self._row(self._sum((1.0, z), (-high, right)), -np.inf, 0.0)
+        self._row(self._sum((1.0, z), (-low, left)), 0.0, np.inf)
+        return self._sum((1.0, right), (-1.0, left))
 
     def _largest(self, a: Form, b: Form) -> Form:
         return self._sum((1.0, b), (1.0, self._parts(self._sum((1.0, a), (-1.0, b)))[0]))

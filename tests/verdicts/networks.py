@@ -52,6 +52,8 @@ def _evaluate(layer: Layer, xs: list[NDArray]) -> NDArray:
             return np.abs(x)
         case "clip":
             return np.clip(x, float(c["low"]), float(c["high"]))
+        case "sign":
+            return np.sign(x)
         case "pool":
             return np.maximum(x[:, 0::2], x[:, 1::2])
         case "add":
@@ -65,8 +67,11 @@ def _evaluate(layer: Layer, xs: list[NDArray]) -> NDArray:
     raise ValueError(layer.kind)
 
 
-def random_net(random: np.random.Generator, kinks: int = 24) -> Net:
-    """About `kinks` piecewise-linear neurons, with skip connections."""
+KINDS = ("relu", "relu", "relu", "leaky", "abs", "clip", "pool", "max", "min")
+
+
+def random_net(random: np.random.Generator, kinks: int = 24, kinds: tuple[str, ...] = KINDS) -> Net:
+    """About `kinks` piecewise-linear neurons of the given kinds, with skip connections."""
     inputs = int(random.integers(1, 4))
     layers: list[Layer] = []
     sizes = [inputs]
@@ -87,7 +92,7 @@ def random_net(random: np.random.Generator, kinks: int = 24) -> Net:
         width = int(random.integers(2, 7))
         before = current
         current = affine(current, width)
-        kind = str(random.choice(["relu", "relu", "relu", "leaky", "abs", "clip", "pool", "max", "min"]))
+        kind = str(random.choice(kinds))
         if kind == "pool":
             current = affine(before, 2 * width)
             current = add("pool", (current,), width)
@@ -245,3 +250,11 @@ def random_case(random: np.random.Generator, net: Net) -> Case:
         several = Join(False, tuple(boxes))
         formula = several if random.random() < 0.5 else Join(True, (formula, several))
     return Case(net, lower, upper, formula)
+
+
+def score(formula: Join | Leaf, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The formula's score at points [N, inputs + outputs]."""
+    if isinstance(formula, Leaf):
+        return np.sum([a * columns[:, i] for i, a in formula.terms], axis=0) + formula.constant
+    parts = np.stack([score(child, columns) for child in formula.children])
+    return parts.max(0) if formula.both else parts.min(0)

@@ -8,11 +8,10 @@ from dataclasses import replace
 import numpy as np
 import onnxruntime
 import pytest
-from numpy.typing import NDArray
 
 import verifier
 from tests.verdicts.milp import Milp
-from tests.verdicts.networks import Case, Join, Leaf, random_case, random_net, to_onnx
+from tests.verdicts.networks import Case, random_case, random_net, score, to_onnx
 from verifier.options import Options
 from verifier.results import Result, Status
 from verifier.specs.evaluator import satisfies
@@ -90,14 +89,6 @@ def test_splitting_activations(dtype) -> None:
 @pytest.mark.parametrize("first", range(3200, 3400, 50))
 def test_splitting_activations_often(first: int) -> None:
     run(range(first, first + 50), ACTIVATION, complete=False)
-
-
-def score(formula: Join | Leaf, columns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The formula's score at points [N, inputs + outputs]."""
-    if isinstance(formula, Leaf):
-        return np.sum([a * columns[:, i] for i, a in formula.terms], axis=0) + formula.constant
-    parts = np.stack([score(child, columns) for child in formula.children])
-    return parts.max(0) if formula.both else parts.min(0)
 
 
 def test_oracle_finds_what_presolve_loses() -> None:

@@ -112,7 +112,7 @@ def _affine(op: Affine, xs: Sequence[Planes], reach: Tensor) -> Planes:
         return (low + high) / 2, (high - low) / 2
 
     def both(pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        middle = _linear(op, [m for m, _ in pairs], offset is None, shapes)
+        middle = linear_part(op, [m for m, _ in pairs], offset is None, shapes)
         spread = op.absolute(*[d for _, d in pairs])
         return middle - spread, middle + spread
 
@@ -130,7 +130,7 @@ def _affine(op: Affine, xs: Sequence[Planes], reach: Tensor) -> Planes:
     )
 
 
-def _linear(op: Affine, xs: Sequence[Tensor], plain: bool, shapes: Sequence[Shape]) -> Tensor:
+def linear_part(op: Affine, xs: Sequence[Tensor], plain: bool, shapes: Sequence[Shape]) -> Tensor:
     """L(x_1, ...) without the constant: `forward` where that is zero, else the transpose of the transpose,
     for subtracting the constant again would leave its rounding error."""
     if plain:
@@ -140,7 +140,8 @@ def _linear(op: Affine, xs: Sequence[Tensor], plain: bool, shapes: Sequence[Shap
         with torch.enable_grad():
             probe = x.new_zeros(1, x.shape[0], *op.output_shape(*shapes), requires_grad=True)
             pulled = op.transpose(probe, k, *shapes)
-            part = torch.autograd.grad(pulled, probe, x.unsqueeze(0), create_graph=x.requires_grad)[0]
+            # Of a scalar: with `grad_outputs` torch would import sympy.
+            part = torch.autograd.grad((pulled * x).sum(), probe, create_graph=x.requires_grad)[0]
         total = part.squeeze(0) if total is None else total + part.squeeze(0)
     if total is None:
         raise ValueError("An affine operator has at least one argument.")

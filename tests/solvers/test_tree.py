@@ -1,0 +1,237 @@
+"""Linear programs of networks: never above the true minimum, and verdicts that agree with exact optimisation."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.verdicts.milp import Milp
+from tests.verdicts.networks import (
+    KINDS,
+    Case,
+    Join,
+    Layer,
+    Leaf,
+    Net,
+    random_case,
+    random_net,
+    score,
+    to_onnx,
+)
+from verifier.bounds.crown import inner_bounds
+from verifier.frontends.onnx import load
+from verifier.results import Counterexample
+from verifier.sets import Box
+from verifier.solvers.encoding import Encoding, encode
+from verifier.solvers.highs import Simplex
+from verifier.solvers.program import lagrangian
+from verifier.solvers.programs import Programs
+from verifier.solvers.solve import LinearSearch, linear_search
+from verifier.specs.compile import Compiled, compile_query
+from verifier.specs.load import parse_query
+
+WITH_SIGNS = (*KINDS, "sign", "sign")
+NEAR = 1e-4
+"""Scores closer to zero than this may be decided either way by the oracle's tolerances."""
+
+
+def compiled_of(case: Case) -> Compiled:
+    query = parse_query(case.text())
+    return compile_query(query, {query.networks[0].name: load(to_onnx(case.net))})
+
+
+def encoding_of(compiled: Compiled, case: int) -> Encoding:
+    graph = compiled.graph_on(torch.float64, torch.device("cpu"))
+    lower, upper = compiled.lower[case], compiled.upper[case]
+    box = Box(lower.unsqueeze(0), upper.unsqueeze(0))
+    return encode(graph, lower, upper, inner_bounds(graph, [box], graph.outputs))
+
+
+def columns_at(encoding: Encoding, points: Tensor) -> Tensor:
+    """The true values [B, C] of all columns at inputs [B, n_in]."""
+    held = sorted(encoding.held)
+    values = encoding.graph.evaluate([points], held)
+    columns = torch.zeros(len(points), encoding.columns, dtype=torch.float64)
+    columns[:, : len(encoding.inputs)] = points[:, encoding.inputs]
+    for i, value in zip(held, values, strict=True):
+        places, numbers = encoding.held[i]
+        columns[:, numbers] = value.flatten(1)[:, places]
+    return columns
+
+
+def sample(random: np.random.Generator, lower: Tensor, upper: Tensor, count: int) -> Tensor:
+    unit = torch.from_numpy(random.random((count, len(lower))))
+    unit = torch.where(torch.from_numpy(random.random(unit.shape) < 0.2), unit.round(), unit)
+    return (lower + (upper - lower) * unit).clamp(lower, upper)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_point_satisfies_the_rows(seed: int) -> None:
+    """And the certified bound is below every sampled margin, close to what the solver says, above intervals'."""
+    random = np.random.default_rng(500 + seed)
+    compiled = compiled_of(random_case(random, random_net(random, 30, WITH_SIGNS)))
+    for case in range(min(2, len(compiled.lower))):
+        encoding = encoding_of(compiled, case)
+        points = sample(random, compiled.lower[case], compiled.upper[case], 300)
+        columns = columns_at(encoding, points)
+        atoms = compiled.clauses[case, 0]
+        atoms = atoms[atoms >= 0]
+        margins = encoding.graph.evaluate([points])[0][:, atoms].amax(1)
+        programs = Programs(encoding, atoms)
+        (program,), gaps = programs.build(encoding.lower.unsqueeze(0), encoding.upper.unsqueeze(0))
+        assert np.isfinite(gaps).all()
+        v = torch.cat([columns, margins.unsqueeze(1)], 1).numpy()
+        matrix = np.zeros(program.pattern.shape)
+        matrix[program.pattern.row, program.pattern.column] = program.values
+        rows = v @ matrix.T
+        slack = 1e-12 * (np.abs(v) @ np.abs(matrix).T + 1)  # of this evaluation
+        assert (rows >= program.row_lower - slack).all() and (rows <= program.row_upper + slack).all()
+        assert (v >= program.lower - 1e-12).all() and (v <= program.upper + 1e-12).all()
+        proposal = Simplex().solve(program)
+        assert proposal.multipliers is not None and proposal.point is not None
+        bound = lagrangian(program, proposal.multipliers)
+        assert bound <= float(margins.min()) + 1e-12
+        assert bound >= float(proposal.point[-1]) - 1e-6 * (1 + abs(bound))
+        intervals = encoding.bounds[encoding.graph.outputs[0]].lower[0, atoms].max()
+        assert bound >= float(intervals) - 1e-6 * (1 + abs(bound))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_parts_of_boxes(seed: int) -> None:
+    """Points stay inside their part's rows after splits and propagation."""
+    random = np.random.default_rng(900 + seed)
+    compiled = compiled_of(random_case(random, random_net(random, 24, WITH_SIGNS)))
+    encoding = encoding_of(compiled, 0)
+    programs = Programs(encoding, compiled.clauses[0, 0][:1].clamp(min=0))
+    columns = columns_at(encoding, sample(random, compiled.lower[0], compiled.upper[0], 40))
+    width = encoding.upper - encoding.lower
+    noise = torch.from_numpy(random.random((2, *columns.shape)))
+    lower = torch.maximum(encoding.lower, columns - 0.3 * noise[0] * width)
+    upper = torch.minimum(encoding.upper, columns + 0.3 * noise[1] * width)
+    lower, upper = encoding.tightened(lower, upper)
+    tolerance = 1e-12 * (1 + columns.abs())
+    assert bool((columns >= lower - tolerance).all() and (columns <= upper + tolerance).all())
+    built, _ = programs.build(lower, upper)
+    for program, own in zip(built, columns.numpy(), strict=True):
+        matrix = np.zeros(program.pattern.shape)
+        matrix[program.pattern.row, program.pattern.column] = program.values
+        lines = slice(0, programs.lines.stop)
+        rows, slack = matrix[lines, :-1] @ own, 1e-12 * (np.abs(matrix[lines, :-1]) @ np.abs(own) + 1)
+        assert (rows >= program.row_lower[lines] - slack).all()
+        assert (rows <= program.row_upper[lines] + slack).all()
+
+
+@dataclass
+class Seen:
+    """An attempt that takes any point whose score is not positive, in float64."""
+
+    compiled: Compiled
+    least: float = math.inf
+
+    def __call__(self, points: Tensor, cases: Tensor) -> Counterexample | None:
+        graph = self.compiled.graph_on(torch.float64, torch.device("cpu"))
+        margins = graph.evaluate([points])[0]
+        table = self.compiled.clauses[cases]
+        values = margins.gather(1, table.clamp(min=0).flatten(1)).view(table.shape)
+        worst = torch.where(table >= 0, values, -torch.inf).amax(2)
+        worst = torch.where((table >= 0).any(2), worst, torch.inf).amin(1)
+        self.least = min(self.least, float(worst.min()))
+        if self.least > 0:
+            return None
+        at = points[worst.argmin()].numpy()
+        return Counterexample({"X": at}, {}, 0.0, "")
+
+
+def decide(case: Case, seconds: float) -> tuple[str, LinearSearch | None]:
+    compiled = compiled_of(case)
+    if compiled.empty_reason is not None:
+        return "unsat", None
+    search = linear_search(compiled, Seen(compiled), time.monotonic() + seconds)
+    if search is None:
+        return "declined", None
+    found = search.run(time.monotonic() + seconds)
+    if found is not None:
+        point = np.asarray(found.inputs["X"])[None]
+        columns = np.concatenate([point, case.net.evaluate(point)], 1)
+        assert score(case.formula, columns)[0] <= 1e-5
+        return "sat", search
+    return "unsat" if search.proved else "open", search
+
+
+def agree(seeds: range, kinks: int, kinds: tuple[str, ...], seconds: float = 20.0) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for seed in seeds:
+        random = np.random.default_rng(seed)
+        case = random_case(random, random_net(random, kinks, kinds))
+        least = Milp(case).minimum()
+        verdict, search = decide(case, seconds)
+        counts[verdict] += 1
+        where = f"seed {seed}: {verdict}, the least score is {least}"
+        if verdict == "sat":
+            assert least <= NEAR, where
+        elif verdict == "unsat":
+            assert least >= -1e-6, where
+        elif search is not None and math.isfinite(search.bound):
+            assert search.bound <= max(least, 0.0) + NEAR, where
+    return counts
+
+
+@pytest.mark.parametrize(("first", "kinds"), [(7000, KINDS), (7100, WITH_SIGNS)])
+def test_verdicts(first: int, kinds: tuple[str, ...]) -> None:
+    found = agree(range(first, first + 8), 24, kinds)
+    assert found["sat"] >= 1 and found["unsat"] >= 2 and found["sat"] + found["unsat"] >= 6
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("first", range(8000, 8300, 30))
+def test_many_verdicts(first: int) -> None:
+    found = agree(range(first, first + 30), 60, WITH_SIGNS if first % 60 else KINDS)
+    assert found["sat"] >= 3 and found["unsat"] >= 3 and found["sat"] + found["unsat"] >= 24
+
+
+def test_symmetric_intervals() -> None:
+    """On a symmetric interval the upper line of |x| is level, on its parts it is not."""
+    net = Net(1, (Layer("abs", (0,), 1, {}),))
+    for threshold, wanted in ((0.999, "sat"), (1.001, "unsat")):
+        formula = Join(True, (Leaf(((1, -1.0),), threshold), Leaf(((0, 1.0),), 2.0 * threshold - 2.998)))
+        verdict, _ = decide(Case(net, np.array([-1.0]), np.array([1.0]), formula), 10.0)
+        assert verdict == wanted
+
+
+def test_scaled_networks() -> None:
+    """Weights of a layer times 1e-6 or 1e6, undone by the next: the same verdicts."""
+    for seed in range(6):
+        for scale in (1e-6, 1e6):
+            random = np.random.default_rng(600 + seed)
+            net = random_net(random, 18, ("relu",))
+            case = random_case(random, net)
+            case = Case(scaled(net, scale), case.lower, case.upper, case.formula)
+            least = Milp(Case(net, case.lower, case.upper, case.formula)).minimum()
+            verdict, _ = decide(case, 20.0)
+            assert verdict != "unsat" or least >= -NEAR
+            assert verdict != "sat" or least <= NEAR
+
+
+def scaled(net: Net, scale: float) -> Net:
+    """The first layer of a ReLU network larger, whatever reads its ReLUs smaller by as much."""
+    from dataclasses import replace
+
+    layers = list(net.layers)
+    first = layers[0]
+    grow = {k: (np.asarray(v) * scale).astype(np.float32) for k, v in first.constants.items()}
+    layers[0] = replace(first, constants=grow)
+    readers = [i for i, layer in enumerate(layers) if 2 in layer.inputs]
+    if any(layers[i].kind != "affine" for i in readers) or any(1 in layer.inputs for layer in layers[2:]):
+        return net
+    for i in readers:
+        constants = dict(layers[i].constants)
+        constants["weight"] = (np.asarray(constants["weight"]) / scale).astype(np.float32)
+        layers[i] = replace(layers[i], constants=constants)
+    return Net(net.inputs, tuple(layers))
