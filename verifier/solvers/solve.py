@@ -48,6 +48,12 @@ class LinearSearch:
         self._encodings: dict[int, Encoding] = {}
         self._trees: list[Tree] = []
         self._stuck = math.inf
+        self._closed = 0
+
+    @property
+    def leaves(self) -> int:
+        """Parts of boxes that were bounded so far."""
+        return self._closed + sum(tree.leaves for tree in self._trees)
 
     @property
     def proved(self) -> bool:
@@ -88,7 +94,9 @@ class LinearSearch:
     def _keep(self, tree: Tree) -> None:
         if not tree.finished:
             self._trees.append(tree)
-        elif tree.open:
+            return
+        self._closed += tree.leaves
+        if tree.open:
             self._stuck = min(self._stuck, tree.bound)
 
     def _tree(self, case: int, disjunct: int) -> Tree:
@@ -127,8 +135,7 @@ def linear_search(
         return None
     rows = [torch.tensor([n]) for n in range(len(compiled.lower))]
     known = [{i: b.index(row) for i, b in bounds.items() if graph.variable[i]} for row in rows]
-    search = LinearSearch(compiled, known, attempt, deadline)
-    return search
+    return LinearSearch(compiled, known, attempt, deadline)
 
 
 def worthwhile(graph: Graph, compiled: Compiled, bounds: Bounds) -> bool:
