@@ -73,6 +73,7 @@ class LinearSearch:
 
     def run(self, until: float) -> Counterexample | None:
         """Goes on until all is settled, a counterexample is confirmed, or the time `until` (of `time.monotonic`)."""
+        until = min(until, self._deadline)
         while self._waiting and time.monotonic() < until:
             case, disjunct = self._waiting[0]
             tree = self._tree(case, disjunct)
