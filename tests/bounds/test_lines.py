@@ -8,7 +8,7 @@ from torch import Tensor
 
 from verifier.bounds.lines import sane, through, through_error
 from verifier.graph import Interval, Relaxation
-from verifier.graph.coefficients import Dense
+from verifier.graph.coefficients import Dense, roundings
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -89,11 +89,9 @@ def test_rounding_takes_the_line_that_is_taken() -> None:
     lines = Relaxation((randn(1, 5),), randn(1, 5, seed=1), (randn(1, 5, seed=2),), randn(1, 5, seed=3))
     box = Interval(randn(1, 5, seed=4) - 1, randn(1, 5, seed=4) + 1)
     rows = torch.cat([torch.eye(5), -torch.eye(5)]).double().unsqueeze(0)
-    size = through_error(Dense(rows), lines, [box], (5,))
+    size = through_error(Dense(rows), lines, [box], (5,), 2)
     assert lines.lower_intercept is not None and lines.upper_intercept is not None
-    assert torch.allclose(
-        size[:, :5], lines.lower_slopes[0].abs() * box.magnitude + lines.lower_intercept.abs()
-    )
-    assert torch.allclose(
-        size[:, 5:], lines.upper_slopes[0].abs() * box.magnitude + lines.upper_intercept.abs()
-    )
+    constant = 2 + roundings(5)
+    lower = 2 * lines.lower_slopes[0].abs() * box.magnitude + constant * lines.lower_intercept.abs()
+    upper = 2 * lines.upper_slopes[0].abs() * box.magnitude + constant * lines.upper_intercept.abs()
+    assert torch.allclose(size[:, :5], lower) and torch.allclose(size[:, 5:], upper)

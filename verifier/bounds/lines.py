@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from verifier.graph import Interval, Relaxation
-from verifier.graph.coefficients import Coefficients, Dense
+from verifier.graph.coefficients import Coefficients, Dense, columns, dot, summed
 from verifier.graph.op import Shape, negligible
 from verifier.graph.patches import Patches
 
@@ -51,25 +51,34 @@ def through(
 
 
 def through_error(
-    coefficients: Coefficients, relaxation: Relaxation, boxes: Sequence[Interval], shape: Shape
+    coefficients: Coefficients,
+    relaxation: Relaxation,
+    boxes: Sequence[Interval],
+    shape: Shape,
+    units: int,
 ) -> Tensor:
-    """The sum over elements of |coefficient| (|slope| |x| + |intercept|) with the line that each takes: [B,
-    R]."""
+    """The sum over elements of |coefficient| (units (|slope| |x| + |intercept|) + roundings |intercept|), the last for
+    the sum that `through` makes of the intercepts, with the line that each coefficient takes: [B, R]."""
     layout = _Layout.of(coefficients, relaxation, shape)
-    lower = layout.line(_magnitude(relaxation.lower_slopes, relaxation.lower_intercept, boxes))
-    upper = layout.line(_magnitude(relaxation.upper_slopes, relaxation.upper_intercept, boxes))
-    return (_dot(layout.wide.clamp(min=0), lower) - _dot(layout.wide.clamp(max=0), upper)).flatten(1)
+    roundings = layout.coefficients.roundings
+    lower = _magnitude(relaxation.lower_slopes, relaxation.lower_intercept, boxes, units, roundings)
+    upper = _magnitude(relaxation.upper_slopes, relaxation.upper_intercept, boxes, units, roundings)
+    rising, falling = layout.wide.clamp(min=0), layout.wide.clamp(max=0)
+    return (_dot(rising, layout.line(lower)) - _dot(falling, layout.line(upper))).flatten(1)
 
 
-def _magnitude(slopes: Sequence[Tensor], intercept: Tensor | None, boxes: Sequence[Interval]) -> Tensor:
-    """|slope| |x| + |intercept| of one line, slope and intercept enlarged by what underflow may hide: [B, 1 or
-    G, *shape]."""
+def _magnitude(
+    slopes: Sequence[Tensor], intercept: Tensor | None, boxes: Sequence[Interval], units: int, roundings: int
+) -> Tensor:
+    """units (|slope| |x| + |intercept|) + roundings |intercept| of one line, slope and intercept enlarged by what
+    underflow may hide: [B, 1 or G, *shape]."""
     floor, rank = negligible(slopes[0].dtype), boxes[0].lower.dim()
     lifted = [None if t is None else t.unsqueeze(1) if t.dim() == rank else t for t in (intercept, *slopes)]
-    total = floor if lifted[0] is None else lifted[0].abs() + floor
+    constant = floor if lifted[0] is None else lifted[0].abs() + floor
+    total = (units + (0 if intercept is None else roundings)) * constant
     for slope, box in zip(lifted[1:], boxes, strict=True):
         if slope is not None:
-            total = total + (slope.abs() + floor) * box.magnitude.unsqueeze(1)
+            total = total + units * (slope.abs() + floor) * box.magnitude.unsqueeze(1)
     return torch.as_tensor(total)
 
 
@@ -153,10 +162,7 @@ class _Lines(torch.autograd.Function):
             shift = _dot(rising, below)
         if above is not None:
             shift = _dot(falling, above) if shift is None else shift + _dot(falling, above)
-        if (
-            not any(ctx.needs_input_grad)
-            and np.broadcast_shapes(a.shape, low.shape, high.shape) == a.shape
-        ):
+        if not any(ctx.needs_input_grad) and np.broadcast_shapes(a.shape, low.shape, high.shape) == a.shape:
             return rising.mul_(low).addcmul_(falling, high), shift
         out = torch.addcmul(rising * low, falling, high)
         ctx.save_for_backward(rising, falling, low, high, below, above)
@@ -197,15 +203,12 @@ def _along(
 
 
 def _dot(a: Tensor, x: Tensor) -> Tensor:
-    """The sum over N of a [B, G, Q, N] times x [B or 1, G or 1, 1, N]: [B, G, Q]."""
+    """The sum over N of a [B, G, Q, N] times x [B or 1, G or 1, 1, N], in blocks as `dot` sums: [B, G, Q]."""
     if x.shape[1] == 1:
-        rows = a.flatten(1, 2)
-        if x.shape[0] == 1:
-            return torch.matmul(rows, x.flatten()).view(a.shape[:3])
-        return torch.bmm(rows.expand(x.shape[0], -1, -1), x[:, 0].mT).view(-1, *a.shape[1:3])
+        return dot(a.flatten(1, 2), x.flatten(1)).view(-1, *a.shape[1:3])
     if a.shape[2] == 1:
-        return (a * x).sum(3)
-    return torch.matmul(a, x.mT).squeeze(3)
+        return summed(a * x)
+    return torch.matmul(a, columns(x.squeeze(2))).sum(3)
 
 
 def _weighted(weight: Tensor, a: Tensor, x: Tensor) -> Tensor:

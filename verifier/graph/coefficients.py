@@ -6,11 +6,16 @@ instances, over a node of the given shape. B is 1 while the forms do not depend 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
+
+FEW = 16
+"""Blocks of a sum, at most: as many columns of a matrix product cost hardly more than one."""
 
 
 class Coefficients(ABC):
@@ -23,6 +28,11 @@ class Coefficients(ABC):
     @abstractmethod
     def multiply(self, factor: Tensor) -> Coefficients:
         """Scale elementwise by `factor` [B, *shape] or [*shape] with a leading dimension of 1."""
+
+    @property
+    @abstractmethod
+    def roundings(self) -> int:
+        """How many roundings a term of `contract` meets in its sum, at most, that of its product included."""
 
     def contract(self, x: Tensor, absolute: bool = False) -> Tensor:
         """The forms' values at x [B or 1, *shape], or those of their absolute values: [B, R]."""
@@ -39,6 +49,10 @@ class Dense(Coefficients):
     """Nothing is known of the structure."""
 
     values: Tensor
+
+    @property
+    def roundings(self) -> int:
+        return roundings(math.prod(self.values.shape[2:]))
 
     def dense(self) -> Tensor:
         return self.values
@@ -57,6 +71,10 @@ class Rows(Coefficients):
     index: Tensor
     scale: Tensor
     shape: tuple[int, ...]
+
+    @property
+    def roundings(self) -> int:
+        return 1
 
     def dense(self) -> Tensor:
         batch, rows = self.index.shape
@@ -89,6 +107,10 @@ class Diagonal(Coefficients):
 
     values: Tensor
 
+    @property
+    def roundings(self) -> int:
+        return 1
+
     def dense(self) -> Tensor:
         batch, *shape = self.values.shape
         return torch.diag_embed(self.values.reshape(batch, -1)).view(batch, -1, *shape)
@@ -105,11 +127,44 @@ def identity(shape: tuple[int, ...], like: Tensor) -> Diagonal:
     return Diagonal(torch.ones((1, *shape), dtype=like.dtype, device=like.device))
 
 
+@cache
+def blocks(size: int) -> int:
+    """Into how many sums of equal length a sum of `size` terms is split: a divisor of it, at most FEW."""
+    return max(k for k in range(1, FEW + 1) if size % k == 0) if size else 1
+
+
+def roundings(size: int) -> int:
+    """How many roundings a term meets in `dot` over `size` terms, at most: its product, its block, the blocks' sum.
+    In whatever order a sum of n terms is evaluated, each meets at most n - 1 (Higham 2002, section 4.2)."""
+    return size // blocks(size) + blocks(size) - 1
+
+
+def dot(a: Tensor, x: Tensor) -> Tensor:
+    """The sum over N of a [B or 1, R, N] times x [B or 1, N]: [B, R].
+
+    In two steps, over blocks and over their sums, because one long sum has a rounding error that grows with its
+    length. For many rows the blocks are columns of one matrix product, whose other entries are exact zeros.
+    """
+    count = blocks(a.shape[2])
+    if count == 1:
+        return torch.matmul(a, x.unsqueeze(2)).squeeze(2)
+    if a.shape[1] < 2 * count:
+        return summed(a * x.unsqueeze(1))
+    return torch.matmul(a, columns(x)).sum(2)
+
+
+def summed(terms: Tensor) -> Tensor:
+    """The sum over the last dimension, in blocks."""
+    return terms.unflatten(-1, (blocks(terms.shape[-1]), -1)).sum(-1).sum(-1)
+
+
+def columns(x: Tensor) -> Tensor:
+    """x [..., N] as a matrix [..., N, K] that sums K blocks of N apart."""
+    count = blocks(x.shape[-1])
+    own = torch.eye(count, dtype=x.dtype, device=x.device).unsqueeze(1)
+    return (x.unflatten(-1, (count, -1)).unsqueeze(-1) * own).flatten(-3, -2)
+
+
 def contract(coefficients: Tensor, x: Tensor) -> Tensor:
     """Sum over the node's elements of [B or 1, R, *shape] times [B or 1, *shape]: [B, R]."""
-    a, v = coefficients.flatten(2), x.flatten(1)
-    if a.shape[0] == 1:
-        return v @ a[0].T
-    if v.shape[0] == 1:
-        return a @ v[0]
-    return torch.bmm(a, v.unsqueeze(2)).squeeze(2)
+    return dot(coefficients.flatten(2), x.flatten(1))

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from verifier.graph.coefficients import Coefficients, Dense, Rows
+from verifier.graph.coefficients import Coefficients, Dense, Rows, roundings, summed
 
 WIDE = 0.5
 """From this part of a map on, a window costs more than the map does dense."""
@@ -124,9 +124,13 @@ class Patches(Coefficients):
     def multiply(self, factor: Tensor) -> Coefficients:
         return self.with_values(self.values.flatten(2) * self.pick(factor))
 
+    @property
+    def roundings(self) -> int:
+        return roundings(self.map[0] * self.kernel[0] * self.kernel[1])
+
     def contract(self, x: Tensor, absolute: bool = False) -> Tensor:
         values = self.values.flatten(2)
-        return ((values.abs() if absolute else values) * self.pick(x)).sum(2)
+        return summed((values.abs() if absolute else values) * self.pick(x))
 
     def add(self, other: Coefficients) -> Coefficients:
         if isinstance(other, Rows):

@@ -116,6 +116,12 @@ class Conv(Affine):
     def fan_in(self, *shapes: Shape) -> int:
         return math.prod(self.weight.shape[1:]) + 1
 
+    def fan_out(self, *shapes: Shape) -> int:
+        """An element lies under a tap of the kernel for every channel of its group, at most; a stride skips taps."""
+        w = self.window
+        taps = [-(-k // s) if d == 1 else k for k, s, d in zip(w.kernel, w.stride, w.dilation, strict=True)]
+        return self.weight.shape[0] // self.groups * math.prod(taps)
+
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         w = self.window
         y, padding = _image(x), w.before
@@ -272,6 +278,10 @@ class ConvTranspose(Affine):
 
     def fan_in(self, *shapes: Shape) -> int:
         return self.weight.shape[0] // self.groups * math.prod(self.window.kernel) + 1
+
+    def fan_out(self, *shapes: Shape) -> int:
+        """Its transpose is a convolution over the channels of one group."""
+        return self.weight.shape[1] * math.prod(self.window.kernel)
 
     def _spread(self, x: Tensor, weight: Tensor) -> Tensor:
         w = self.window

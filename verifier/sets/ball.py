@@ -54,8 +54,12 @@ class Ball(InputSet):
         return Interval(lower, upper)
 
     def _dual_norm(self, coefficients: Tensor) -> Tensor:
+        """The l2 norm stretched by what the sum of its squares may lack: its rounding is relative to itself."""
         flat = coefficients.flatten(2)
-        return flat.abs().amax(2) if self.p == 1 else torch.linalg.vector_norm(flat, dim=2)
+        if self.p == 1:
+            return flat.abs().amax(2)
+        stretch = 1 + (flat.shape[2] / 2 + 4) * torch.finfo(flat.dtype).eps
+        return torch.linalg.vector_norm(flat, dim=2) * stretch
 
     def minimum(self, coefficients: Tensor) -> Tensor:
         ball = contract(coefficients, self.center) - self._dual_norm(coefficients) * self.radius.unsqueeze(1)

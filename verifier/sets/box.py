@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from verifier.graph.coefficients import Coefficients, contract
+from verifier.graph.coefficients import Coefficients, contract, summed
 from verifier.graph.interval import Interval
 from verifier.graph.patches import Patches
 from verifier.sets.input_set import InputSet
@@ -63,7 +63,7 @@ class Box(InputSet):
             return super().minimum_of(coefficients)
         lower, upper = coefficients.pick(self.lower), coefficients.pick(self.upper)
         values = coefficients.values.flatten(2)
-        return (values.clamp(min=0) * lower).sum(2) + (values.clamp(max=0) * upper).sum(2)
+        return summed(values.clamp(min=0) * lower + values.clamp(max=0) * upper)
 
     def minimiser(self, coefficients: Tensor) -> Tensor:
         return torch.where(coefficients > 0, self.lower.unsqueeze(1), self.upper.unsqueeze(1))

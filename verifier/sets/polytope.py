@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from verifier.graph.coefficients import roundings
 from verifier.graph.interval import Interval
 from verifier.sets.box import Box
 from verifier.sets.input_set import InputSet
@@ -56,6 +58,11 @@ class Polytope(InputSet):
         with_constraints = self.base.minimum(coefficients + shift) - torch.einsum(
             "brm,bm->br", chosen, self.bound
         )
+        # The engine counts the rounding of forms as large as `coefficients`; the multipliers may be larger.
+        reach = torch.einsum("bmn,bn->bm", self.matrix.abs().flatten(2), self.box().magnitude.flatten(1))
+        size = torch.einsum("brm,bm->br", chosen, reach + self.bound.abs())
+        units = self.matrix.shape[1] + roundings(math.prod(self.shape)) + 8
+        with_constraints = with_constraints - units * torch.finfo(size.dtype).eps * size
         return torch.maximum(with_constraints, self.base.minimum(coefficients))
 
     def minimiser(self, coefficients: Tensor) -> Tensor:
