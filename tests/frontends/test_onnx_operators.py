@@ -357,6 +357,15 @@ CASES = [
     Case("Einsum", ((2, 3, 4), C(normal(4, 5))), {"equation": "bij,jk->bik"}),
     Case("Einsum", (C(normal(3, 2, 4)), (2, 5, 4)), {"equation": "kbd,bqd->bqk"}),
     Case("Einsum", ((2, 3),), {"equation": "ij->ji"}),
+    *[
+        Case("Einsum", (a, b), {"equation": equation}, note="two variables")
+        for a, b, equation in (
+            ((2, 3, 4), (2, 5, 4), "bqd,bkd->bqk"),
+            ((2, 3), (4,), "ij,k->kji"),
+            ((2, 3, 4), (3, 5), "ijk,jl->li"),
+            ((3,), (3,), "i,i"),
+        )
+    ],
     Case("Einsum", ((2, 3, 4), C(normal(4))), {"equation": "abc,c"}),
     Case("Einsum", ((2, 3), C(normal(4, 3))), {"equation": "ij,kj->k"}),
 ]

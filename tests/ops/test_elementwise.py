@@ -194,8 +194,7 @@ def test_infinite_intervals_give_no_planes_but_never_nan(op: Elementwise) -> Non
     lines = op.relax({n: p.value for n, p in parameters.items()}, *xs)
     assert lines.lower_intercept is not None and lines.upper_intercept is not None
     assert (lines.upper_intercept == torch.inf).all()
-    flat = torch.tensor([[isinstance(op, Square)]]) & (lines.lower_slopes[0] == 0)  # then the line is y = 0
-    assert torch.equal(lines.lower_intercept, torch.where(flat, 0.0, -torch.inf))
+    assert (lines.lower_intercept == -torch.inf).all()
     assert not any(t.isnan().any() for t in (*lines.lower_slopes, *lines.upper_slopes))
     found = op.interval(*xs)
     assert (found.lower <= found.upper).all()
@@ -240,3 +239,19 @@ def test_a_step_holds_both_sides_of_a_knot() -> None:
                     sides = step.interval(Interval(knot, knot))
                     assert step.support_max(tilt, x) >= sides.upper - slope * knot
                     assert step.support_min(tilt, x) <= sides.lower - slope * knot
+
+
+@pytest.mark.parametrize("op", [Product(), Square(), _step([0.0], [0.0, 1.0])])
+def test_gradients_are_finite_beside_infinite_intervals(op: Elementwise) -> None:
+    """An overflow in one neuron must not end the optimisation of all others."""
+    lower = torch.tensor([[-torch.inf, -1.0, -1.0, 1e30, 0.0]]).requires_grad_()
+    upper = torch.tensor([[torch.inf, torch.inf, 2.0, 2e30, 0.0]]).requires_grad_()
+    xs = [Interval(lower, upper)] * (2 if isinstance(op, Product) else 1)
+    chosen = {n: p.value.detach().requires_grad_() for n, p in op.parameters(*xs).items()}
+    lines = op.relax(chosen, *xs)
+    total = torch.zeros(())
+    for line in (*lines.lower_slopes, *lines.upper_slopes, lines.lower_intercept, lines.upper_intercept):
+        assert line is not None
+        total = total + line[line.isfinite()].sum()
+    gradients = torch.autograd.grad(total, [lower, upper, *chosen.values()], allow_unused=True)
+    assert all(g is None or not g.isnan().any() for g in gradients)

@@ -76,7 +76,8 @@ def _subclasses(kind: type) -> Iterator[type]:
 
 
 def test_every_operator_has_a_rule_or_says_why_not() -> None:
-    own = {c for c in _subclasses(Op) if c.__module__.startswith("verifier.") and not inspect.isabstract(c)}
+    modules = ("verifier.graph", "verifier.ops")
+    own = {c for c in _subclasses(Op) if c.__module__.startswith(modules) and not inspect.isabstract(c)}
     assert {PiecewiseLinear, Step, Sign, Transposed} <= own
     for c in sorted(own, key=lambda c: c.__name__):
         has = c.vjp not in (Op.vjp, Affine.vjp) or issubclass(c, Affine)

@@ -1,4 +1,4 @@
-"""Einsum with one operand that depends on the network's input and at most one constant."""
+"""Einsum with one operand that depends on the network's input and constants, or with two such operands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import Tensor
 from verifier.graph import Builder, Value
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.linear import ConstantMatMul
-from verifier.ops.movement import permute, reshape
+from verifier.ops.matmul import check_size
+from verifier.ops.movement import broadcast, permute, reshape
+from verifier.ops.product import multiply
 from verifier.ops.reduction import total
 
 
@@ -20,8 +22,12 @@ def einsum(builder: Builder, equation: str, operands: list[Value]) -> Value:
     if len(terms) != len(operands):
         raise ValueError(f"The equation {equation!r} does not have {len(operands)} operands.")
     variable = [i for i, x in enumerate(operands) if builder.is_variable(x)]
-    if len(variable) != 1:
-        raise Unsupported("a product of two values that both depend on the network's input")
+    if len(variable) > 1:
+        if len(operands) > 2:
+            raise Unsupported(
+                "a product of more than two operands, several of which depend on the network's input"
+            )
+        return _product_of_variables(builder, operands, terms, result)
     x, term = operands[variable[0]], terms[variable[0]]
     others = [i for i in range(len(operands)) if i != variable[0]]
     lone = [
@@ -75,7 +81,31 @@ def _product(builder: Builder, x: Value, term: str, constant: Tensor, kept: str,
     return permute(builder, y, [letters.index(c) for c in result])
 
 
-@onnx_op("Einsum", note="one operand that depends on the input; no ellipsis")
+def _product_of_variables(builder: Builder, operands: list[Value], terms: list[str], result: str) -> Value:
+    """Expand both to all letters (those of the result, then those summed over), multiply, sum."""
+    parts = []
+    for x, term, other in zip(operands, terms, reversed(terms), strict=True):
+        lone = [k for k, letter in enumerate(term) if letter not in result and letter not in other]
+        kept = "".join(letter for k, letter in enumerate(term) if k not in lone)
+        parts.append((total(builder, x, lone, keep=False) if lone else x, kept))
+    size = {c: n for x, kept in parts for c, n in zip(kept, builder.shape(x), strict=True)}
+    letters = result + "".join(c for c in parts[0][1] if c not in result)
+    shape = tuple(size[c] for c in letters)
+    check_size(shape)
+    expanded = []
+    for x, kept in parts:
+        ordered = permute(builder, x, [kept.index(c) for c in letters if c in kept])
+        ordered = reshape(builder, ordered, [size[c] if c in kept else 1 for c in letters])
+        expanded.append(broadcast(builder, ordered, shape))
+    product = multiply(builder, *expanded)
+    return (
+        total(builder, product, range(len(result), len(letters)), keep=False)
+        if len(letters) > len(result)
+        else product
+    )
+
+
+@onnx_op("Einsum", note="at most two operands that depend on the input; no ellipsis")
 def _einsum(builder: Builder, node: OnnxNode) -> Value:
     return einsum(builder, node.attributes["equation"], [node.required(i) for i in range(len(node.inputs))])
 

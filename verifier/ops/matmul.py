@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from verifier.graph import Builder, Value
+from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import add, scale_shift
 from verifier.ops.linear import Linear, matmul_constant
@@ -37,13 +38,18 @@ def _matmul_variables(builder: Builder, a: Value, b: Value) -> Value:
     if inner != k:
         raise ValueError(f"Shapes {left} and {right} do not multiply.")
     shape = (*joint_shape(lead, other), n, m, k)
-    if math.prod(shape) > MAX_PRODUCTS:
-        raise Unsupported(f"{math.prod(shape)} products of values that both depend on the network's input")
+    check_size(shape)
     x = take(builder, rows, lambda t: t.unsqueeze(-2).expand(shape))
     y = take(builder, columns, lambda t: t.mT.unsqueeze(-3).expand(shape))
     z = total(builder, multiply(builder, x, y), [len(shape) - 1], keep=False)
     kept = [*shape[:-3], *([n] if len(left) > 1 else []), *([m] if len(right) > 1 else [])]
     return reshape(builder, z, kept)
+
+
+def check_size(shape: Shape) -> None:
+    """Raises Unsupported for more scalar products of two variables than can be bounded."""
+    if math.prod(shape) > MAX_PRODUCTS:
+        raise Unsupported(f"{math.prod(shape)} products of values that both depend on the network's input")
 
 
 @onnx_op("MatMul")

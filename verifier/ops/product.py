@@ -41,22 +41,15 @@ class Product(Elementwise):
 
     def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
         """The slopes mix numbers that may cancel, so the intercepts take the rounding of everything on them."""
-        x, y = xs
-        info = torch.finfo(x.lower.dtype)
-        size = x.magnitude * y.magnitude
-        known = (4 * size).isfinite()
-        if not bool(known.all()):
-            x, y = (Interval(*[torch.where(known, t, torch.zeros_like(t)) for t in z]) for z in xs)
-            size = torch.where(known, size, torch.zeros_like(size))
-        error = 8 * info.eps * size
+        (x, y), wild = _tamed(*xs)
+        error = 8 * torch.finfo(x.lower.dtype).eps * x.magnitude * y.magnitude
         low, high = parameters["lower_mix"], parameters["upper_mix"]
         below = (mix(low, y.lower, y.upper), mix(low, x.lower, x.upper))
         above = (mix(high, y.upper, y.lower), mix(high, x.lower, x.upper))
         floor = -mix(low, x.lower * y.lower, x.upper * y.upper) - error
         ceiling = -mix(high, x.lower * y.upper, x.upper * y.lower) + error
-        if not bool(known.all()):
-            floor = torch.where(known, floor, torch.full_like(floor, -torch.inf))
-            ceiling = torch.where(known, ceiling, torch.full_like(ceiling, torch.inf))
+        if wild is not None:
+            floor, ceiling = floor.masked_fill(wild, -torch.inf), ceiling.masked_fill(wild, torch.inf)
         return Relaxation(below, floor, above, ceiling)
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
@@ -84,14 +77,16 @@ class Square(Univariate):
 
     def support_max(self, slope: Tensor, x: Interval) -> Tensor:
         """Convex: attained at an end."""
+        (x,), wild = _tamed(x)
         high = torch.maximum(x.lower * (x.lower - slope), x.upper * (x.upper - slope))
-        return torch.nan_to_num(high, nan=torch.inf, posinf=torch.inf, neginf=torch.finfo(high.dtype).min)
+        return high if wild is None else high.masked_fill(wild, torch.inf)
 
     def support_min(self, slope: Tensor, x: Interval) -> Tensor:
         """At the point with derivative `slope`, moved into the interval."""
+        (x,), wild = _tamed(x)
         point = torch.minimum(torch.maximum(slope / 2, x.lower), x.upper)
         low = point * (point - slope)
-        return torch.nan_to_num(low, nan=-torch.inf, posinf=torch.finfo(low.dtype).max, neginf=-torch.inf)
+        return low if wild is None else low.masked_fill(wild, -torch.inf)
 
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
         """Start from the tangent in the middle, which is parallel to the chord."""
@@ -104,6 +99,18 @@ class Square(Univariate):
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
     ) -> Sequence[Value | None]:
         return [multiply(builder, cotangent, scale_shift(builder, inputs[0], scale=2.0))]
+
+
+def _tamed(*xs: Interval) -> tuple[tuple[Interval, ...], Tensor | None]:
+    """The intervals with those replaced by zero whose products overflow, and where that is; None where nowhere is.
+
+    Infinities would give NaN, in gradients even where the value is discarded.
+    """
+    first, last = xs[0].magnitude.detach(), xs[-1].magnitude.detach()
+    wild = (8 * first * last).isfinite().logical_not()
+    if not bool(wild.any()):
+        return xs, None
+    return tuple(x.map(lambda t: torch.where(wild, torch.zeros_like(t), t)) for x in xs), wild
 
 
 def mix(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:

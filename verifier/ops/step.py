@@ -86,8 +86,13 @@ class Step(Univariate):
 
 
 def _times(slope: Tensor, points: Tensor) -> Tensor:
-    """slope * points, where slope 0 makes 0 even of infinite points."""
-    return torch.nan_to_num(slope * points, nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    """slope * points, where slope 0 makes 0 even of infinite points; these take no part in gradients."""
+    finite = points.isfinite()
+    if bool(finite.all()):
+        return slope * points
+    tame = slope * torch.where(finite, points, torch.zeros_like(points))
+    wild = torch.nan_to_num((slope * points).detach(), nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    return torch.where(finite, tame, wild)
 
 
 def _edges(points: Tensor, values: Tensor, middle: Tensor) -> Parameter:
