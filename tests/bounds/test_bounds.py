@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from verifier.bounds import crown
 from verifier.bounds.alpha import AlphaOptions
 from verifier.bounds.compute import compute_bounds
 from verifier.bounds.crown import Effort, inner_bounds, specification_bound
 from verifier.bounds.forward import forward_bounds
 from verifier.bounds.interval import interval_bounds
+from verifier.graph import Elementwise
 from verifier.graph.coefficients import Dense
 from verifier.options import BoundMethod
 from verifier.sets import Ball, Box, InputSet, Polytope
@@ -208,3 +210,30 @@ def test_names_methods_and_several_outputs(lab: SimpleNamespace) -> None:
     both = compute_bounds(replace(graph, outputs=(2, graph.outputs[0])), inputs, "crown")
     assert isinstance(both.lower, tuple) and torch.allclose(both.lower[1], found.lower)
     assert torch.allclose(both.upper[0], found[graph.nodes[2].name].upper)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_nearer_end_settles_what_both_ends_settle(
+    lab: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """With one end for settled neurons the unsettled ones keep both their ends, and the same ones are unsettled."""
+    graph = lab.network(seed, sizes=(4, 40, 40, 40, 3))
+    center = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    inputs = Box.around(center, 0.02)
+    found = []
+    for few in (0.0, 1.0):
+        monkeypatch.setattr(crown, "FEW", few)
+        found.append(crown.inner_bounds(graph, [inputs], graph.outputs))
+    both, nearer = found
+    saved = 0
+    for i in both:
+        open_ = [(b[i].lower < 0) & (b[i].upper > 0) for b in found]
+        if not any(isinstance(graph.nodes[k].op, Elementwise) for k in graph.users[i]):
+            continue
+        assert torch.equal(*open_)
+        assert torch.allclose(both[i].lower[open_[0]], nearer[i].lower[open_[0]])
+        assert torch.allclose(both[i].upper[open_[0]], nearer[i].upper[open_[0]])
+        saved += int(
+            (nearer[i].upper > both[i].upper + 1e-9).sum() + (nearer[i].lower < both[i].lower - 1e-9).sum()
+        )
+    assert saved > 0
