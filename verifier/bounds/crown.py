@@ -32,6 +32,9 @@ FEW = 0.1
 """Where the nearer end settles all but this part of a node's neurons, only the rest get a bound of the other end. It
 saves rows where little is left; elsewhere the other ends of settled neurons make the intervals behind them tighter."""
 
+SMALL = 1 << 20
+"""Coefficients, about, up to which a second pass costs more than the rows that it saves."""
+
 
 class OutOfTime(Exception):
     """The deadline came before the end of a pass; what it would have given is not known."""
@@ -155,7 +158,9 @@ def inner_bounds(
         selection = None if mask is None else select(mask, graph.nodes[i].shape)
         if mask is None or selection is None:
             continue
-        if slopes:  # they belong to both ends
+        rows = 2 * boxes[0].lower.shape[0] * selection.index.shape[1]
+        small = rows * max(graph.nodes[j].numel for j in graph.ancestors(i)) < SMALL
+        if small or slopes:  # which belong to both ends
             bounds[i] = refine(graph, sets, i, selection, bounds, relaxations, effort)
             continue
         if not middle:

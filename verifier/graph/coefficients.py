@@ -35,9 +35,15 @@ class Coefficients(ABC):
         """How many roundings a term of `contract` meets in its sum, at most, that of its product included."""
 
     def contract(self, x: Tensor, absolute: bool = False) -> Tensor:
-        """The forms' values at x [B or 1, *shape], or those of their absolute values: [B, R]."""
-        dense = self.dense()
-        return contract(dense.abs() if absolute else dense, x)
+        """The forms' values at x [B or 1, *shape], or those of their absolute values: [B, R].
+
+        The latter are for error bounds, of which a part of a thousand is enough: up to 2^14 terms they are one sum.
+        """
+        dense = self.dense().flatten(2)
+        if absolute:
+            size = dense.abs()
+            return plain_dot(size, x.flatten(1)) if size.shape[2] <= 1 << 14 else dot(size, x.flatten(1))
+        return dot(dense, x.flatten(1))
 
     def add(self, other: Coefficients) -> Coefficients:
         """The sum of two coefficient objects on the same node."""
@@ -139,6 +145,13 @@ def roundings(size: int) -> int:
     return size // blocks(size) + blocks(size) - 1
 
 
+def plain_dot(a: Tensor, x: Tensor) -> Tensor:
+    """The sum over N of a [B or 1, R, N] times x [B or 1, N] in any order: [B, R]."""
+    if a.shape[0] == 1:
+        return x @ a[0].mT
+    return a @ x[0] if x.shape[0] == 1 else torch.bmm(a, x.unsqueeze(2)).squeeze(2)
+
+
 def dot(a: Tensor, x: Tensor) -> Tensor:
     """The sum over N of a [B or 1, R, N] times x [B or 1, N]: [B, R].
 
@@ -147,7 +160,7 @@ def dot(a: Tensor, x: Tensor) -> Tensor:
     """
     count = blocks(a.shape[2])
     if count == 1:
-        return torch.matmul(a, x.unsqueeze(2)).squeeze(2)
+        return plain_dot(a, x)
     if a.shape[1] < 2 * count:
         return summed(a * x.unsqueeze(1))
     return torch.matmul(a, columns(x)).sum(2)
