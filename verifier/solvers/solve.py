@@ -13,9 +13,11 @@ from verifier.bounds.crown import Effort, OutOfTime, inner_bounds
 from verifier.bounds.interval import Bounds
 from verifier.graph import Affine, Elementwise, Graph
 from verifier.graph.op import Constant, Input
+from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu
+from verifier.ops.sign import Sign
 from verifier.results import Counterexample
 from verifier.sets import Box
-from verifier.solvers.encoding import Encoding, encode
+from verifier.solvers.encoding import Encoding, NotFinite, encode
 from verifier.solvers.programs import Programs
 from verifier.solvers.tree import Tree
 from verifier.specs.compile import Compiled
@@ -76,7 +78,12 @@ class LinearSearch:
         until = min(until, self._deadline)
         while self._waiting and time.monotonic() < until:
             case, disjunct = self._waiting[0]
-            tree = self._tree(case, disjunct)
+            try:
+                tree = self._tree(case, disjunct)
+            except NotFinite:
+                self._waiting.pop(0)
+                self._stuck = -math.inf
+                continue
             found = tree.run(-math.inf)
             if found is not None:
                 return found
@@ -159,8 +166,10 @@ def worthwhile(graph: Graph, compiled: Compiled, bounds: Bounds) -> bool:
 
 
 def _supported(graph: Graph) -> bool:
+    """Only piecewise-linear operators: of others no part ever becomes exact, and splitting inputs is as good."""
     ops = [graph.nodes[i].op for i in graph.ancestors(graph.outputs[0])]
-    known = all(isinstance(op, Affine | Elementwise | Constant | Input) for op in ops)
+    kinked = Relu | PRelu | PiecewiseLinear | Sign
+    known = all(isinstance(op, Affine | Constant | Input | kinked) for op in ops)
     values = sum(graph.nodes[i].numel for i in graph.ancestors(graph.outputs[0]) if _is_elementwise(graph, i))
     return known and len(graph.inputs) == 1 and values <= MAX_VALUES
 

@@ -76,6 +76,7 @@ class Tree:
         self._primal = Simplex(PRIMAL)
         self._near = 0.4
         self._heap: list[tuple[float, int, Leaf]] = []
+        self._pending: list[_Solved] = []
         self._counter = itertools.count()
         self._fresh = True
         self._until = -math.inf
@@ -84,17 +85,18 @@ class Tree:
 
     @property
     def open(self) -> bool:
-        return self._fresh or bool(self._heap) or self.stuck < math.inf
+        return not self.finished or self.stuck < math.inf
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to split."""
-        return not self._fresh and not self._heap
+        return not (self._fresh or self._heap or self._pending)
 
     @property
     def bound(self) -> float:
         """Infinite where the property is proved."""
-        return -math.inf if self._fresh else min(self._heap[0][0] if self._heap else math.inf, self.stuck)
+        waiting = [s.bound for s in self._pending] + [leaf[0] for leaf in self._heap[:1]]
+        return -math.inf if self._fresh else min([*waiting, self.stuck])
 
     @property
     def solved(self) -> int:
@@ -112,6 +114,7 @@ class Tree:
                 self._fresh = False
                 if found is not None:
                     return found
+            self._settle()
             while self._heap and time.monotonic() < until:
                 taken = [heapq.heappop(self._heap)[2] for _ in range(min(WIDTH, len(self._heap)))]
                 parts = [self._split(leaf) for leaf in taken]
@@ -180,11 +183,17 @@ class Tree:
             found = self._attempt(inputs)
             if found is not None:
                 return found
-        for solved in left:
+        self._pending.extend(left)
+        self._settle()
+        return None
+
+    def _settle(self) -> None:
+        """Squeezes what is pending where that is promising; what is left at the turn's end waits for the next."""
+        while self._pending and self._left() > 0:
+            solved = self._pending.pop()
             squeezed = self._squeeze(solved) if self._promising(solved) else solved
             if squeezed is not None:
                 self._push(squeezed)
-        return None
 
     def _solve(
         self, lower: Tensor, upper: Tensor, program: Program, gaps: Vector, owner: Leaf
