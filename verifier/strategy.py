@@ -20,10 +20,11 @@ from verifier.branching.activation_split import ActivationBrancher
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher
-from verifier.branching.root import root
+from verifier.branching.root import condensed, root
 from verifier.branching.search import Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
 from verifier.graph import Elementwise, Graph
+from verifier.graph.op import Input
 from verifier.options import Options
 from verifier.results import Counterexample, Progress, Reason, Result, Stats, Status
 from verifier.specs.compile import Compiled
@@ -43,6 +44,8 @@ neurons anew for every part, so it also takes a network of at most INPUT_WORK co
 INPUT_WORK = 5e6
 STEP_WORK = 3e8
 """Coefficients in one step of branch and bound, about."""
+ROW_WORK = 4e6
+"""Coefficients of single rows in one step, about, on a CPU."""
 ROOT_ITERATIONS = 20
 
 ProgressCallback = Callable[[Progress], None]
@@ -159,20 +162,22 @@ class _Run:
             (compiled.clauses >= 0).any(2).to(self.device),
             torch.full((len(compiled.lower),), -math.inf, dtype=torch.float64, device=self.device),
         )
-        brancher = InputBrancher(bounder)
+        brancher, batch = InputBrancher(bounder), _batch(bounder)
         if linear and self._splits_activations(bounder):
             with torch.no_grad():
                 bounder, start = self._root(bounder, start)
             brancher = ActivationBrancher(bounder)
+            batch = _wide_batch(bounder)
             if not len(start):
                 return Outcome(Status.UNSAT, Reason.NONE, 0.0, len(compiled.lower), 0)
         limits = SearchOptions(
             deadline=self.deadline,
-            batch=self.options.batch_size or _batch(bounder),
+            batch=self.options.batch_size or batch,
             max_domains=self.options.max_domains,
             memory=self.memory // 2,
         )
-        attempt = _Attempt(self.query, self.networks, bounder.compiled, self.device)
+        whole = replace(bounder.compiled, graph=compiled.graph, _cast={})
+        attempt = _Attempt(self.query, self.networks, whole, self.device)
         return Search(bounder, brancher, start, attempt, limits, self.progress)
 
     def _splits_activations(self, bounder: Bounder) -> bool:
@@ -191,8 +196,9 @@ class _Run:
             deadline=self.deadline,
         )
         found = root(bounder, start, alpha, _batch(bounder))
+        found = condensed(bounder, found, self.memory // 64)
         ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
-        settings = replace(bounder.options, refine=False, gaps=True, keep=True, ascent=ascent)
+        settings = replace(bounder.options, refine=False, inherit=True, gaps=True, keep=True, ascent=ascent)
         return Bounder(found.compiled, self.device, self.dtype, settings, found.enclosures), found.start
 
     def _enough(self, lower: Tensor) -> Tensor:
@@ -242,6 +248,14 @@ class _Attempt:
 def _batch(bounder: Bounder) -> int:
     """How many subdomains make a step of reasonable work."""
     return int(min(max(STEP_WORK / _work(bounder.graph), 16), 1024))
+
+
+def _wide_batch(bounder: Bounder) -> int:
+    """The same where one row per subdomain goes backwards and inner bounds are inherited."""
+    graph = bounder.graph
+    numbers = sum(n.numel for n in graph.nodes if isinstance(n.op, (Elementwise, Input)))
+    step = ROW_WORK if bounder.device.type == "cpu" else 16 * ROW_WORK
+    return int(min(max(step / numbers, 16), 4096))
 
 
 def _work(graph: Graph) -> float:

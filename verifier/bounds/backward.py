@@ -129,6 +129,9 @@ def backward(
                 constant, spread, steps = constant + part, spread + part.abs(), steps + 1
             if rounding:
                 error = error + _affine_error(graph, position, coefficients, offset, bounds)
+                doubt = node.op.uncertainty()
+                if doubt is not None:
+                    error = error + 2 * coefficients.contract(doubt.unsqueeze(0), absolute=True)
             parts = [node.op.backward(coefficients, k, *shapes) for k in range(len(node.inputs))]
         elif isinstance(node.op, Elementwise):
             if not isinstance(coefficients, Patches):

@@ -41,7 +41,9 @@ def split_multipliers(
     return torch.nan_to_num(low, posinf=0.0), torch.nan_to_num(high, posinf=0.0)
 
 
-def _slopes(op: Elementwise, own: Mapping[str, Tensor], box: Interval, column: Tensor) -> tuple[Tensor, Tensor]:
+def _slopes(
+    op: Elementwise, own: Mapping[str, Tensor], box: Interval, column: Tensor
+) -> tuple[Tensor, Tensor]:
     """The slopes [m, R or 1] of the lines below and above one element, at parameters brought into their ranges."""
     parameters = op.parameters(box)
     chosen = {
@@ -58,7 +60,11 @@ def _slopes(op: Elementwise, own: Mapping[str, Tensor], box: Interval, column: T
 
 
 def add_multipliers(
-    warm: Leaves, key: tuple[int, int], values: tuple[Tensor, Tensor], place: tuple[Tensor, Tensor], like: Tensor
+    warm: Leaves,
+    key: tuple[int, int],
+    values: tuple[Tensor, Tensor],
+    place: tuple[Tensor, Tensor],
+    like: Tensor,
 ) -> None:
     """Add `values` [m, R] to the multipliers of the elements `place` (subdomains [m], columns [m]) in `warm`, whose
     tensors are laid out as `like` [M, 1, R, *shape] and zero where there are none."""

@@ -9,12 +9,19 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.alpha import AlphaOptions, Optimised, optimise
+from verifier.bounds.ascent import Leaves
+from verifier.bounds.condense import condense, multiplications
+from verifier.bounds.crown import Effort, inner_bounds
 from verifier.branching.bounding import Bounder
 from verifier.branching.domains import Domains
 from verifier.graph import Interval
 from verifier.graph.coefficients import Rows
 from verifier.sets import Box
 from verifier.specs.compile import Compiled
+
+WORTH = 24
+"""Products of one dense matrix cost as much as one of a pass through convolutions and their neurons: a network is
+condensed when it then has at most so many times more of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +52,47 @@ def root(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) ->
     single, alone, origin = by_disjunct(bounder.compiled, Domains.cat(parts))
     joined = {i: _cat([known[i] for known in enclosures]).index(origin) for i in enclosures[0]}
     return Root(single, alone, joined)
+
+
+def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
+    """The same between the neurons that the enclosures leave undecided, where all cases are one box and that is less
+    work for a pass; `found` itself otherwise."""
+    compiled, graph = found.compiled, bounder.compiled.graph_on(torch.float64, bounder.device)
+    ends = torch.stack([found.start.lower, found.start.upper])
+    if not len(found.start) or bool((ends != ends[:, :1]).any()):
+        return found
+    first = found.start.index(slice(0, 1))
+    sets = [Box(first.lower, first.upper)]
+    known = {
+        i: b.index(torch.zeros(1, dtype=torch.long)).to(torch.float64) for i, b in found.enclosures.items()
+    }
+    bounds = inner_bounds(graph, sets, [bounder.target], known, effort=Effort(refine=False))
+    small = condense(
+        graph,
+        bounder.target,
+        bounds,
+        min(limit, int(__import__("os").environ.get("FAC", "16")) * multiplications(graph, bounder.target)),
+    )
+    if small is None:
+        return found
+    target = small.graph.outputs[0]
+
+    def elements(place: tuple[int, Tensor], t: Tensor) -> Tensor:
+        lead = t.dim() - len(graph.nodes[place[0]].shape)
+        return t.flatten(lead)[..., place[1]]
+
+    enclosures = {
+        new: found.enclosures[place[0]].map(lambda t, place=place: elements(place, t))
+        for new, place in small.arguments.items()
+        if place[0] in found.enclosures
+    }
+    warm: Leaves = {}
+    for new, place in small.operators.items():
+        own = found.start.warm.get((bounder.target, place[0]), {})
+        if own:
+            warm[target, new] = {name: elements(place, t) for name, t in own.items()}
+    start = replace(found.start, warm=warm)
+    return Root(replace(compiled, graph=small.graph.to(device="cpu"), _cast={}), start, enclosures)
 
 
 def _optimised(
@@ -92,9 +140,7 @@ def _atoms(slopes: Tensor, disjuncts: Tensor, width: int) -> Tensor:
 
 
 def _put(whole: Interval, rows: Tensor, part: Interval) -> Interval:
-    return Interval(
-        whole.lower.index_copy(0, rows, part.lower), whole.upper.index_copy(0, rows, part.upper)
-    )
+    return Interval(whole.lower.index_copy(0, rows, part.lower), whole.upper.index_copy(0, rows, part.upper))
 
 
 def _cat(parts: Sequence[Interval]) -> Interval:

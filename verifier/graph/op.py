@@ -133,6 +133,10 @@ class Affine(Op):
         """The constant c, [*shape of the result], or None where it is zero."""
         return None
 
+    def uncertainty(self) -> Tensor | None:
+        """How far the value that is meant may be from `forward`, [*shape of the result], or None where it is that."""
+        return None
+
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         """L_index^T applied to [B, R, *result shape], giving [B, R, *shapes[index]]; linear in `coefficients`.
 
@@ -159,6 +163,9 @@ class Affine(Op):
         radius = self.absolute(*[x.radius for x in xs])
         size = self.absolute(*[x.magnitude for x in xs]) + center.abs() + negligible(center.dtype)
         error = rounding_unit(self, xs) * size
+        doubt = self.uncertainty()
+        if doubt is not None:
+            error = error + doubt
         return Interval(center - radius - error, center + radius + error).sanitise()
 
     def vjp(
@@ -273,6 +280,13 @@ class Elementwise(Op):
     def refinable(self, index: int, *xs: Interval) -> Tensor:
         """Boolean [B, *shape]: where a tighter interval of argument `index` can tighten the relaxation."""
         return xs[index].upper > xs[index].lower
+
+    def restrict(self, index: Tensor, shape: Shape) -> Elementwise:
+        """The operator on the elements `index` [n] (flat positions in `shape`) alone, for arguments of shape [n].
+        Raises NotImplementedError where its tensors belong to elements and it does not say how."""
+        if any(True for _ in self.tensors()):
+            raise NotImplementedError(f"{type(self).__name__} cannot be restricted to some elements.")
+        return self
 
     def branching_point(self, index: int, *xs: Interval) -> Tensor:
         """Where to split argument `index`: [B, *shape], inside the interval wherever it has an inside."""

@@ -87,6 +87,9 @@ class PRelu(Univariate):
     def forward(self, *xs: Tensor) -> Tensor:
         return xs[0].clamp(min=0) + self.slope * xs[0].clamp(max=0)
 
+    def restrict(self, index: Tensor, shape: Shape) -> PRelu:
+        return PRelu(self.slope.expand(shape).flatten()[index])
+
     def _extrema(self, slope: Tensor, x: Interval) -> tuple[Tensor, Tensor]:
         """Least and largest of f(x) - slope x, over the ends and the kink (moved into the interval)."""
         points = [x.lower, x.upper, torch.zeros_like(x.lower).clamp(x.lower, x.upper)]
@@ -162,6 +165,9 @@ class PiecewiseLinear(Univariate):
     knots: Tensor
     slopes: Tensor
     values: Tensor
+
+    def restrict(self, index: Tensor, shape: Shape) -> PiecewiseLinear:
+        return self
 
     def forward(self, *xs: Tensor) -> Tensor:
         x = xs[0]
