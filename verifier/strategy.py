@@ -27,6 +27,7 @@ from verifier.graph import Elementwise, Graph
 from verifier.graph.op import Input
 from verifier.options import Options
 from verifier.results import Counterexample, Progress, Reason, Result, Stats, Status
+from verifier.solvers.solve import LinearSearch, linear_search
 from verifier.specs.compile import Compiled
 from verifier.specs.query import Query
 
@@ -37,6 +38,11 @@ QUICK_SHARE = 0.03
 SLICE = 2.0
 """Seconds of branch and bound before the attack gets another turn; each turn of both is longer by half."""
 ATTACK_SHARE = 0.25
+LINEAR_SHARES = (4.0, 1.0)
+"""Linear programs get this many times the time of the search, in their first turn and later: what suits them is often
+decided in the first."""
+LINEAR_INPUTS = 8
+"""They suit from so many varying inputs on."""
 TRIES_PER_STEP = 4
 INPUT_DIMENSIONS = 48
 """Up to this many inputs that vary, boxes are split; above, neurons are. Splitting boxes bounds all unstable
@@ -101,6 +107,7 @@ class _Run:
         self.margin = math.inf
         self.attacks = 0
         self.unconfirmed = False
+        self.turns = 0
 
     def result(self) -> Result:
         if self.compiled.empty_reason is not None:
@@ -123,17 +130,45 @@ class _Run:
         if isinstance(search, Outcome):
             return self._result(search)
         share = SLICE
+        linear: LinearSearch | None = None
+        suited = self._linear_suits()
         while True:
-            outcome = search.run(time.monotonic() + share if self.options.attack else math.inf)
+            turns = self.options.attack or suited
+            outcome = search.run(time.monotonic() + share if turns else math.inf)
             self.clock.phase("branch and bound")
             if outcome is not None:
                 return self._result(outcome)
+            if suited:
+                attempt = _Attempt(self.query, self.networks, self.compiled, torch.device("cpu"))
+                linear = linear or linear_search(self.compiled, attempt, self.deadline, self.memory // 4)
+                outcome = None if linear is None else self._turn(linear, share, search)
+                self.clock.phase("linear programs")
+                if outcome is not None:
+                    return self._result(outcome)
+                suited = linear is not None and not linear.finished
             found = self._attack(min(self.deadline, time.monotonic() + ATTACK_SHARE * share), None)
             if found is not None:
                 return self._result(
                     Outcome(Status.SAT, Reason.NONE, -math.inf, search.domains, search.branches, found)
                 )
             share *= 1.5
+
+    def _linear_suits(self) -> bool:
+        """Whether nothing was asked for that linear programs would ignore, and halving boxes is not quicker."""
+        o, c = self.options, self.compiled
+        if int((c.upper > c.lower).sum(1).amax()) < LINEAR_INPUTS:
+            return False
+        return o.method in ("auto", "alpha-crown") and o.branching == "auto" and o.max_domains is None
+
+    def _turn(self, linear: LinearSearch, share: float, search: Search) -> Outcome | None:
+        """Some time for the linear programs; an Outcome where they decide."""
+        factor = LINEAR_SHARES[min(self.turns, 1)]
+        self.turns += 1
+        found = linear.run(time.monotonic() + factor * share)
+        domains = search.domains + linear.leaves
+        if found is not None:
+            return Outcome(Status.SAT, Reason.NONE, -math.inf, domains, search.branches, found)
+        return Outcome(Status.UNSAT, Reason.NONE, 0.0, domains, search.branches) if linear.proved else None
 
     def _attack(self, deadline: float, rounds: int | None) -> Counterexample | None:
         if not self.options.attack:
