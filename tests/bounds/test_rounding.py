@@ -13,7 +13,7 @@ from verifier.ops.arithmetic import Add, scale_shift
 from verifier.ops.convolution import Conv, ConvTranspose, Window
 from verifier.ops.extremum import maximum
 from verifier.ops.linear import Linear
-from verifier.ops.movement import Reshape, Take
+from verifier.ops.movement import Concat, Pad, Reshape, Take
 from verifier.ops.piecewise_linear import relu
 from verifier.sets import Box
 
@@ -177,3 +177,18 @@ def test_fan_out_counts_the_products(seed: int) -> None:
         eye = torch.eye(torch.Size(out).numel()).view(1, -1, *out)
         entries = (op.transpose(eye, 0, shape) != 0).sum(1)
         assert int(entries.max()) <= op.fan_out(shape)
+
+
+def test_moving_elements_costs_no_rounding() -> None:
+    """Joining and padding are exact: an error bound that grew with the size of the result would only loosen bounds."""
+    builder = Builder()
+    x = builder.input("x", (64,))
+    wide = builder.add(Pad((8,), (8,)), builder.add(Concat(0), x, x))
+    graph = builder.graph(wide)
+    box = Box(torch.zeros(1, 64), torch.ones(1, 64))
+    start = {graph.outputs[0]: Dense(torch.eye(144)[:1].unsqueeze(0) + 0.5)}
+    error = backward(graph, start, {}, inner_bounds(graph, [box], graph.outputs)).error
+    taken = builder.graph(builder.add(Take(torch.arange(144) % 64, (144,)), x))
+    start = {taken.outputs[0]: Dense(torch.eye(144)[:1].unsqueeze(0) + 0.5)}
+    other = backward(taken, start, {}, inner_bounds(taken, [box], taken.outputs)).error
+    assert error is not None and other is not None and (error < 2 * other).all()

@@ -134,6 +134,9 @@ class Concat(Affine):
         batch = max(x.shape[0] for x in xs)
         return torch.cat([x.expand(batch, *x.shape[1:]) for x in xs], dim=self.axis + 1)
 
+    def fan_out(self, *shapes: Shape) -> int:
+        return 1
+
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         start = sum(s[self.axis] for s in shapes[:index])
         return coefficients.narrow(self.axis + 2, start, shapes[index][self.axis])
@@ -174,6 +177,9 @@ class Pad(Affine):
     def forward(self, *xs: Tensor) -> Tensor:
         pads = [n for b, a in zip(reversed(self.before), reversed(self.after), strict=True) for n in (b, a)]
         return torch.nn.functional.pad(xs[0], pads)
+
+    def fan_out(self, *shapes: Shape) -> int:
+        return 1
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         pads = [-n for b, a in zip(reversed(self.before), reversed(self.after), strict=True) for n in (b, a)]
