@@ -20,7 +20,7 @@ from verifier.branching.activation_split import ActivationBrancher
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher
-from verifier.branching.root import condensed, root
+from verifier.branching.root import Root, condensed, root
 from verifier.branching.search import Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
 from verifier.graph import Elementwise, Graph
@@ -52,7 +52,10 @@ STEP_WORK = 3e8
 """Coefficients in one step of branch and bound, about."""
 ROW_WORK = 4e6
 """Coefficients of single rows in one step, about, on a CPU."""
-ROOT_ITERATIONS = 20
+ROOT_ITERATIONS = 60
+ROOT_LEAST, ROOT_GAIN, ROOT_SHARE = 5, 0.003, 0.04
+"""Optimising the root takes at most so many iterations, at least ROOT_LEAST; it ends when an iteration gains less than
+ROOT_GAIN of what is missing, or with ROOT_SHARE of the time gone."""
 
 ProgressCallback = Callable[[Progress], None]
 
@@ -200,11 +203,14 @@ class _Run:
         brancher, batch = InputBrancher(bounder), _batch(bounder)
         if linear and self._splits_activations(bounder):
             with torch.no_grad():
-                bounder, start = self._root(bounder, start)
-            brancher = ActivationBrancher(bounder)
-            batch = _wide_batch(bounder)
-            if not len(start):
-                return Outcome(Status.UNSAT, Reason.NONE, 0.0, len(compiled.lower), 0)
+                found = self._root(bounder, start)
+            if not len(found.start):
+                return Outcome(Status.UNSAT, Reason.NONE, found.closed, len(compiled.lower), 0)
+            start = found.start
+            ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
+            settings = replace(bounder.options, refine=False, inherit=True, gaps=True, ascent=ascent)
+            bounder = Bounder(found.compiled, self.device, self.dtype, settings, found.enclosures)
+            brancher, batch = ActivationBrancher(bounder), _wide_batch(bounder)
         limits = SearchOptions(
             deadline=self.deadline,
             batch=self.options.batch_size or batch,
@@ -222,24 +228,16 @@ class _Run:
         large = int(varying) > INPUT_DIMENSIONS or _work(bounder.graph) > INPUT_WORK
         return bool(bounder.elementwise) and large
 
-    def _root(self, bounder: Bounder, start: Domains) -> tuple[Bounder, Domains]:
-        """The bounder that hands the optimised bounds of every case down, and what is left to refute, by disjunct."""
+    def _root(self, bounder: Bounder, start: Domains) -> Root:
+        """Optimised bounds of every case, and what is left to refute, by disjunct."""
         alpha = AlphaOptions(
             iterations=0 if self.options.method == "crown" else ROOT_ITERATIONS,
             memory=self.memory // 8,
-            stop=self._enough,
+            stop=_Patience(self.deadline),
             deadline=self.deadline,
         )
         found = root(bounder, start, alpha, _batch(bounder))
-        found = condensed(bounder, found, self.memory // 64)
-        ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
-        settings = replace(bounder.options, refine=False, inherit=True, gaps=True, keep=True, ascent=ascent)
-        return Bounder(found.compiled, self.device, self.dtype, settings, found.enclosures), found.start
-
-    def _enough(self, lower: Tensor) -> Tensor:
-        """Instances [B] whose rows are all refuted, or all of them when half of the time is gone."""
-        late = time.monotonic() > self.began + 0.5 * (self.deadline - self.began)
-        return (lower > 0).all(1) | late
+        return condensed(bounder, found, self.memory // 64)
 
     def _result(self, outcome: Outcome, detail: str = "") -> Result:
         reason = outcome.reason
@@ -255,6 +253,29 @@ class _Run:
         )
         bound = outcome.bound if math.isfinite(outcome.bound) else None
         return Result(outcome.status, bound, outcome.counterexample, reason, detail, stats)
+
+
+class _Patience:
+    """Ends the root's optimisation: instances whose rows are all refuted, and all of them when the last iterations
+    gained little or, after a few, when its share of the time is gone."""
+
+    def __init__(self, deadline: float) -> None:
+        self._until = time.monotonic() + ROOT_SHARE * (deadline - time.monotonic())
+        self._calls = 0
+        self._before: Tensor | None = None
+
+    def __call__(self, lower: Tensor) -> Tensor:
+        self._calls += 1
+        done = (lower > 0).all(1)
+        if self._calls > ROOT_LEAST:
+            done = done | (time.monotonic() > self._until)
+        if self._before is None or self._calls % ROOT_LEAST == 0:
+            open_ = lower <= 0
+            if self._before is not None and self._before.shape == lower.shape:
+                gain = (lower - self._before)[open_] / -self._before[open_].clamp(max=-1e-9)
+                done = done | bool(gain.mean() < ROOT_LEAST * ROOT_GAIN)
+            self._before = lower
+        return done
 
 
 class _Attempt:

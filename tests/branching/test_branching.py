@@ -327,7 +327,7 @@ def test_memory_exhausted_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 def test_halves_start_from_the_bound_of_the_whole(activation: str) -> None:
     """With the multipliers that a split starts with, no half is bounded worse, before any step of ascent."""
-    options = BoundOptions(refine=False, gaps=True, keep=True, ascent=AscentOptions(steps=6))
+    options = BoundOptions(refine=False, gaps=True, ascent=AscentOptions(steps=6))
     tried = 0
     for seed in range(3):
         graph = network(seed, activation)

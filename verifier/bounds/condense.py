@@ -155,11 +155,8 @@ class _Condenser:
         found = backward(self._graph, start, self._lines, self._bounds, rounding=True, record=seen)
         columns = []
         for i in self._inputs:
-            part = found.coefficients.get(i)
-            missing = part is None
-            columns.append(
-                ones.new_zeros(len(rows), self._graph.nodes[i].numel) if missing else part[0].flatten(1)
-            )
+            nothing = ones.new_zeros(1, len(rows), self._graph.nodes[i].numel)
+            columns.append(found.coefficients.get(i, nothing)[0].flatten(1))
         for e in below:
             index, part = self._loose[e], seen[e]
             missing = not part.numel()

@@ -123,7 +123,9 @@ class FinalPass:
         high = own[HIGH].squeeze(1) * mask.upper.unsqueeze(1) if HIGH in own else zero
         return low, high
 
-    def ascend(self, options: AscentOptions, warm: Leaves | None = None, record: Sequence[int] = ()) -> Ascent:
+    def ascend(
+        self, options: AscentOptions, warm: Leaves | None = None, record: Sequence[int] = ()
+    ) -> Ascent:
         """Optimise from the plain relaxations, or from `warm`; the best of every row is kept and recomputed with
         rounding errors. `record` names nodes whose coefficients are wanted."""
         leaves, scales = self._start(warm or {})
@@ -138,15 +140,24 @@ class FinalPass:
             plane, lower = self.run(found, rounding=True, record=seen)
         return Ascent(plane, lower, found, seen)
 
+    def values(self, options: AscentOptions, warm: Leaves | None = None) -> Tensor:
+        """The best lower bounds [B, R] that `ascend` would find, rounding left aside: estimates."""
+        leaves, scales = self._start(warm or {})
+        leaves = {k: {n: t.requires_grad_() for n, t in own.items()} for k, own in leaves.items()}
+        return self._optimise(leaves, scales, options).values[self.target].squeeze(1)
+
     def _optimise(self, leaves: Leaves, scales: Leaves, options: AscentOptions) -> Best:
         adam = Adam(leaves, scales, options.rate, options.decay)
         everything = torch.arange(self.batch, device=self.bounds[self.graph.inputs[0]].lower.device)
         best: Best | None = None
         step = 0
         while True:
+            seen = dict.fromkeys(self.cuts, torch.empty(0)) if step == 0 else None
             with torch.enable_grad():
-                _, lower = self.run(leaves, rounding=False)
+                _, lower = self.run(leaves, rounding=False, record=seen)
                 total = lower[lower.isfinite()].sum()
+            if seen is not None:
+                self._measure(scales, seen)
             values = {self.target: lower.detach().unsqueeze(1)}
             if best is None:
                 best = Best(leaves, values)
@@ -174,18 +185,17 @@ class FinalPass:
                     value = torch.where(value.isnan(), p.value[:, None, None], value.detach())
                     value = value.clamp(p.lower[:, None, None], p.upper[:, None, None])
                     leaves.setdefault((self.target, j), {})[name] = value.expand(shape).clone()
-                    scales.setdefault((self.target, j), {})[name] = torch.nan_to_num(width, nan=0.0, posinf=1.0)
+                    scales.setdefault((self.target, j), {})[name] = torch.nan_to_num(
+                        width, nan=0.0, posinf=1.0
+                    )
         if self.cuts:
             self._start_multipliers(warm, leaves, scales)
         return leaves, scales
 
     def _start_multipliers(self, warm: Leaves, leaves: Leaves, scales: Leaves) -> None:
-        """Multipliers start at zero; their steps are measured by the coefficients that they add to."""
-        seen: dict[int, Tensor] = {i: torch.empty(0) for i in self.cuts}
-        with torch.no_grad():
-            self.run({k: dict(own) for k, own in leaves.items()}, rounding=False, record=seen)
+        """Multipliers start at zero where `warm` has none."""
         for node, cut in self.cuts.items():
-            key, arrived = (self.target, node), seen[node]
+            key = (self.target, node)
             shape = (self.batch, 1, self.count, *self.graph.nodes[node].shape)
             for name, end in ((LOW, cut.lower), (HIGH, cut.upper)):
                 if not bool(end.isfinite().any()):
@@ -193,9 +203,16 @@ class FinalPass:
                 first = warm.get(key, {}).get(name)
                 value = end.new_zeros(1) if first is None else first.nan_to_num(0.0)
                 leaves.setdefault(key, {})[name] = value.expand(shape).clone()
-                size = arrived.abs().flatten(2).amax(2).amax(1) if arrived.numel() else end.new_ones(1)
-                view = size.view(-1, *([1] * (len(shape) - 1)))
-                scales.setdefault(key, {})[name] = (0.3 * view).expand(self.batch, *([1] * (len(shape) - 1)))
+                scales.setdefault(key, {})[name] = end.new_ones(self.batch, *([1] * (len(shape) - 1)))
+
+    def _measure(self, scales: Leaves, arrived: Mapping[int, Tensor]) -> None:
+        """Steps of multipliers are measured by the coefficients that they add to."""
+        for node, coefficients in arrived.items():
+            if coefficients.numel():
+                size = coefficients.detach().abs().flatten(1).amax(1)
+                for name, scale in scales.get((self.target, node), {}).items():
+                    if name in (LOW, HIGH):
+                        scale.copy_(0.3 * size.view(-1, *([1] * (scale.dim() - 1))).expand_as(scale))
 
     @torch.no_grad()
     def _project(self, leaves: Leaves) -> None:

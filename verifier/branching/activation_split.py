@@ -59,9 +59,7 @@ class ActivationBrancher:
         if count == 1:
             return places[:, 0]
         ascent = AscentOptions(steps=1, rate=0.1)
-        options = replace(
-            self.bounder.options, ascent=ascent, gaps=False, refine=False, inherit=True, keep=False
-        )
+        options = replace(self.bounder.options, ascent=ascent, gaps=False, refine=False, inherit=True)
         quick = self.bounder.with_options(options)
         best = [
             self._try(quick, domains.index(rows), bounded.index(rows), nodes, values[rows], places[rows])
@@ -81,8 +79,7 @@ class ActivationBrancher:
         """The best place [m], by bounds of both halves for every candidate."""
         columns = places.unbind(1)
         trial = Domains.cat([half for p in columns for half in self._halves(domains, bounded, nodes, p)])
-        found = quick.bound(trial)
-        score = torch.where(found.refuted.all(1), 0.0, found.score).clamp(max=0)
+        score = quick.estimate(trial).clamp(max=0)
         halves = score.view(len(columns), 2, len(domains))
         whole = domains.bound.clamp(max=0)
         gain = (halves - whole).clamp(min=0) - LEAST_GAIN * whole

@@ -66,15 +66,14 @@ class BoundOptions:
     """`refine` bounds unstable neurons of a subdomain backwards (otherwise intervals are propagated and
     intersected with what is handed down; with `inherit` not even that),
     `linear` uses backward bounds at all, `ascent` optimises the final pass, `gaps` measures every neuron's part in
-    the looseness, `keep` hands the optimised parameters down. `memory` is in bytes; after `deadline` (of
-    `time.monotonic`) OutOfTime is raised."""
+    the looseness and hands the optimised parameters down, as splitting neurons needs. `memory` is in bytes; after
+    `deadline` (of `time.monotonic`) OutOfTime is raised."""
 
     refine: bool = True
     inherit: bool = False
     linear: bool = True
     ascent: AscentOptions = AscentOptions()
     gaps: bool = False
-    keep: bool = False
     memory: int = 1 << 30
     deadline: float = math.inf
 
@@ -154,7 +153,17 @@ class Bounder:
                 known[i] = ends
         return known, empty
 
-    def _pass(self, domains: Domains, dtype: torch.dtype) -> tuple[Bounded, Tensor]:
+    def estimate(self, domains: Domains) -> Tensor:
+        """Scores float64 [M] up to rounding, at least 0 for what seems refuted: to compare splits by."""
+        final, packed, empty = self._final(domains, self.dtype)
+        lower = final.values(self.options.ascent, domains.warm)
+        used = (packed.atoms >= 0).unflatten(1, (-1, packed.table.shape[2]))
+        margin = torch.where(used, lower.unflatten(1, used.shape[1:]), -torch.inf).amax(2)
+        margin = torch.where(used.any(2), margin, torch.inf).amin(1)
+        return torch.where(empty, torch.inf, margin).double()
+
+    def _final(self, domains: Domains, dtype: torch.dtype) -> tuple[FinalPass, _Packed, Tensor]:
+        """The final pass on the inner enclosures, its rows, and which subdomains [M] the cuts leave empty."""
         graph = self._graph(dtype)
         box = Interval(domains.lower, domains.upper).narrow(dtype)
         sets = [Box(box.lower, box.upper)]
@@ -162,30 +171,29 @@ class Bounder:
         below = graph.nodes[self.target].inputs or (self.target,)
         refine = self.options.refine and self.options.linear
         effort = Effort(
-            refine,
-            inherit=self.options.inherit,
-            memory=self.options.memory,
-            deadline=self.options.deadline,
+            refine, inherit=self.options.inherit, memory=self.options.memory, deadline=self.options.deadline
         )
         bounds = inner_bounds(graph, sets, below, known, effort=effort)
         bounds[self.target] = graph.nodes[self.target].op.interval(*[bounds[j] for j in below])
         packed = self._pack(domains)
-        if not self.options.linear:
-            return self._from_intervals(domains, packed, bounds, empty)
         scale = torch.ones(packed.atoms.shape, dtype=dtype, device=self.device)
         rows = Rows(packed.atoms.clamp(min=0), scale, graph.nodes[self.target].shape)
         cuts = {i: c.to(dtype) for i, c in domains.cuts.items()}
-        final = FinalPass(graph, sets, self.target, rows, packed.atoms.shape[1], bounds, cuts)
+        return FinalPass(graph, sets, self.target, rows, packed.atoms.shape[1], bounds, cuts), packed, empty
+
+    def _pass(self, domains: Domains, dtype: torch.dtype) -> tuple[Bounded, Tensor]:
+        final, packed, empty = self._final(domains, dtype)
+        if not self.options.linear:
+            return self._from_intervals(domains, packed, final.bounds, empty)
         record = self.elementwise if self.options.gaps else []
         warm = domains.warm if dtype == self.dtype else {}
         found = self._improve(final, packed, warm, record)
-        result, doubtful = self._gather(domains, packed, found.plane, found.lower, bounds, empty)
-        gaps = self._gaps(found, result, packed, bounds) if record else {}
-        result = replace(result, gaps=gaps)
-        if self.options.keep:
+        result, doubtful = self._gather(domains, packed, found.plane, found.lower, final.bounds, empty)
+        if record:
             batch = len(domains)
             arrived = {i: t.expand(batch, *t.shape[1:]) for i, t in found.coefficients.items()}
-            result = replace(result, warm=found.leaves, arrived=arrived)
+            gaps = self._gaps(found, result, packed, final.bounds)
+            result = replace(result, gaps=gaps, warm=found.leaves, arrived=arrived)
         return result, doubtful & ~empty
 
     def _improve(self, final: FinalPass, packed: _Packed, warm: Leaves, record: list[int]) -> Ascent:

@@ -19,7 +19,7 @@ from verifier.graph.coefficients import Rows
 from verifier.sets import Box
 from verifier.specs.compile import Compiled
 
-WORTH = 24
+WORTH = 32
 """Products of one dense matrix cost as much as one of a pass through convolutions and their neurons: a network is
 condensed when it then has at most so many times more of them."""
 
@@ -27,20 +27,24 @@ condensed when it then has at most so many times more of them."""
 @dataclass(frozen=True, eq=False)
 class Root:
     """`compiled` has every disjunct that is left as a case of its own, `start` are these cases with the parameters to
-    start from, and `enclosures` hold per case what is known of the inner nodes that splits may concern."""
+    start from, and `enclosures` hold per case what is known of the inner nodes that splits may concern. `closed` is the
+    least proved score of the cases that are refuted already."""
 
     compiled: Compiled
     start: Domains
     enclosures: dict[int, Interval]
+    closed: float
 
 
 def root(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) -> Root:
     """Bounds of all cases, those that plain CROWN leaves open by alpha-CROWN (unless that has no iterations)."""
-    parts, enclosures = [], []
+    parts, enclosures, closed = [], [], torch.inf
     for rows in torch.arange(len(start), device=start.lower.device).split(batch):
         part = start.index(rows)
         found = bounder.bound(part)
-        left = (~found.refuted.all(1)).nonzero()[:, 0]
+        refuted = found.refuted.all(1)
+        closed = min([closed, *found.score[refuted].tolist()])
+        left = (~refuted).nonzero()[:, 0]
         known = bounder.known(found)
         part = replace(part, open=part.open & ~found.refuted).index(left)
         if len(left) and options.iterations:
@@ -51,7 +55,7 @@ def root(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) ->
         enclosures.append(known)
     single, alone, origin = by_disjunct(bounder.compiled, Domains.cat(parts))
     joined = {i: _cat([known[i] for known in enclosures]).index(origin) for i in enclosures[0]}
-    return Root(single, alone, joined)
+    return Root(single, alone, joined, closed)
 
 
 def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
@@ -92,7 +96,9 @@ def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
         if own:
             warm[target, new] = {name: elements(place, t) for name, t in own.items()}
     start = replace(found.start, warm=warm)
-    return Root(replace(compiled, graph=small.graph.to(device="cpu"), _cast={}), start, enclosures)
+    return Root(
+        replace(compiled, graph=small.graph.to(device="cpu"), _cast={}), start, enclosures, found.closed
+    )
 
 
 def _optimised(
