@@ -200,13 +200,13 @@ class _Run:
             (compiled.clauses >= 0).any(2).to(self.device),
             torch.full((len(compiled.lower),), -math.inf, dtype=torch.float64, device=self.device),
         )
-        brancher, batch = InputBrancher(bounder), _batch(bounder)
+        brancher, batch, closed = InputBrancher(bounder), _batch(bounder), math.inf
         if linear and self._splits_activations(bounder):
             with torch.no_grad():
                 found = self._root(bounder, start)
             if not len(found.start):
                 return Outcome(Status.UNSAT, Reason.NONE, found.closed, len(compiled.lower), 0)
-            start = found.start
+            start, closed = found.start, found.closed
             ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
             settings = replace(bounder.options, refine=False, inherit=True, gaps=True, ascent=ascent)
             bounder = Bounder(found.compiled, self.device, self.dtype, settings, found.enclosures)
@@ -216,6 +216,7 @@ class _Run:
             batch=self.options.batch_size or batch,
             max_domains=self.options.max_domains,
             memory=self.memory // 2,
+            closed=closed,
         )
         whole = replace(bounder.compiled, graph=compiled.graph, _cast={})
         attempt = _Attempt(self.query, self.networks, whole, self.device)

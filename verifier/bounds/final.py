@@ -99,7 +99,8 @@ class FinalPass:
             shift = shift + sum(t.flatten(2).sum(2) for t in terms)
             if rounding:
                 size = sum(t.abs().flatten(2).sum(2) for t in terms)
-                slack = slack + (cut.lower[0].numel() + 4) * torch.finfo(low.dtype).eps * size
+                units = cut.lower[0].numel() + len(self.cuts) + 4
+                slack = slack + units * torch.finfo(low.dtype).eps * size
         lines = {j: self._relax(j, op, leaves.get((self.target, j), {})) for j, op in self.operators.items()}
         plane = backward(self.graph, start, lines, self.bounds, rounding, record)
         if self.cuts:
@@ -201,7 +202,7 @@ class FinalPass:
                 if not bool(end.isfinite().any()):
                     continue
                 first = warm.get(key, {}).get(name)
-                value = end.new_zeros(1) if first is None else first.nan_to_num(0.0)
+                value = end.new_zeros(1) if first is None else first.nan_to_num(0.0).clamp(min=0)
                 leaves.setdefault(key, {})[name] = value.expand(shape).clone()
                 scales.setdefault(key, {})[name] = end.new_ones(self.batch, *([1] * (len(shape) - 1)))
 

@@ -47,7 +47,7 @@ class ActivationBrancher:
             parts += self._halves(mine, part, nodes, best)
         if not bool(ready.all()):
             halves, unsplit = InputBrancher(self.bounder).branch(domains.index(~ready), bounded.index(~ready))
-            parts.append(halves)
+            parts.append(self.bounder.tightened(halves))
             stuck[~ready] = unsplit
         return Domains.cat(parts), stuck
 

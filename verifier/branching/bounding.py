@@ -132,6 +132,15 @@ class Bounder:
             result = replace(result, **merged)
         return result
 
+    def tightened(self, domains: Domains) -> Domains:
+        """With inner enclosures of their own, from their boxes: worth it where all that is left to split is inputs."""
+        box = Interval(domains.lower, domains.upper).narrow(self.dtype)
+        known, _ = self._enclosures(domains, self.dtype)
+        effort = Effort(memory=self.options.memory, deadline=self.options.deadline)
+        bounds = inner_bounds(self.graph, [Box(box.lower, box.upper)], self.split_nodes, known, effort=effort)
+        count = len(domains)
+        return replace(domains, known={i: bounds[i].expand(count) for i in self.split_nodes})
+
     def known(self, bounded: Bounded) -> dict[int, Interval]:
         """The inner enclosures worth handing down to parts of the subdomains."""
         count = len(bounded.score)

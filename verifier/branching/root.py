@@ -28,7 +28,7 @@ condensed when it then has at most so many times more of them."""
 class Root:
     """`compiled` has every disjunct that is left as a case of its own, `start` are these cases with the parameters to
     start from, and `enclosures` hold per case what is known of the inner nodes that splits may concern. `closed` is the
-    least proved score of the cases that are refuted already."""
+    least proved score of the disjuncts that are refuted already."""
 
     compiled: Compiled
     start: Domains
@@ -42,9 +42,8 @@ def root(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) ->
     for rows in torch.arange(len(start), device=start.lower.device).split(batch):
         part = start.index(rows)
         found = bounder.bound(part)
-        refuted = found.refuted.all(1)
-        closed = min([closed, *found.score[refuted].tolist()])
-        left = (~refuted).nonzero()[:, 0]
+        closed = min([closed, *found.disjunct[found.refuted & part.open].clamp(min=0).tolist()])
+        left = (~found.refuted.all(1)).nonzero()[:, 0]
         known = bounder.known(found)
         part = replace(part, open=part.open & ~found.refuted).index(left)
         if len(left) and options.iterations:

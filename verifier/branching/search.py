@@ -35,12 +35,14 @@ class Brancher(Protocol):
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """`deadline` is a time of `time.monotonic`; `batch` the most subdomains bounded at once."""
+    """`deadline` is a time of `time.monotonic`; `batch` the most subdomains bounded at once; `closed` the least proved
+    score of what was refuted before."""
 
     deadline: float
     batch: int = 1024
     max_domains: int | None = None
     memory: int = 2 << 30
+    closed: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Search:
         self._options, self._progress = options, progress
         self._store = Store(options.memory)
         self._store.push(start)
-        self._closed = torch.inf
+        self._closed = options.closed
         self._stuck = torch.inf
         self._began = time.monotonic()
         self._size = min(options.batch, 64)
@@ -120,8 +122,9 @@ class Search:
             bounded = self._bounder.bound(batch)
             self.domains += len(batch)
             open_ = ~bounded.refuted.all(1)
-            if bool((~open_).any()):
-                self._closed = min(self._closed, float(bounded.score[~open_].min()))
+            fresh = bounded.refuted & batch.open
+            if bool(fresh.any()):  # also where other disjuncts stay open: later bounds leave these out
+                self._closed = min(self._closed, float(bounded.disjunct[fresh].clamp(min=0).min()))
             if not bool(open_.any()):
                 return None
             known = self._bounder.known(bounded)
