@@ -16,6 +16,7 @@ from torch import Tensor
 import verifier.ops  # noqa: F401 - registers all operators
 from verifier.graph import Builder, Elementwise, Interval, Relaxation
 from verifier.ops.alternatives import Alternatives, alternatives
+from verifier.ops.maximum import Maximum
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
 from verifier.ops.product import Product, Square, multiply
 from verifier.ops.sign import Sign
@@ -56,6 +57,10 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
     Sign: [("sign", lambda n: Sign(), {})],
     Product: [("product", lambda n: Product(), {"arguments": 2})],
     Square: [("square", lambda n: Square(), {})],
+    Maximum: [
+        ("maximum of 2", lambda n: Maximum(2), {"arguments": 2}),
+        ("maximum of 4", lambda n: Maximum(4), {"arguments": 4}),
+    ],
     Step: [
         ("relu", lambda n: _step([0.0], [0.0, 1.0]), {}),
         ("clip", lambda n: _step([-0.5, 0.7], [0.0, 1.0, 0.0]), {"kinks": (-0.5, 0.7)}),
@@ -184,11 +189,39 @@ def test_planes_of_a_product_meet_it_at_the_corners_for_every_mixture() -> None:
                 torch.testing.assert_close(slopes[0] * a + slopes[1] * b + intercept, a * b)
 
 
-@pytest.mark.parametrize("op", [Product(), Square()])
+def _arguments(op: Elementwise) -> int:
+    return op.count if isinstance(op, Maximum) else 2 if isinstance(op, Product) else 1
+
+
+def test_planes_of_a_maximum_are_the_winner_where_it_is_decided() -> None:
+    """The first argument always wins in the first column, the third one in the second; the third column is open."""
+    boxes = [
+        ([2.0, 0.0, 0.0], [3.0, 1.0, 2.0]),
+        ([0.0, 1.0, -1.0], [2.0, 2.0, 1.0]),
+        ([-1.0, 2.0, 0.5], [1.0, 2.0, 3.0]),
+    ]
+    xs = [Interval(torch.tensor([low]), torch.tensor([high])) for low, high in boxes]
+    op = Maximum(3)
+    lines = op.relax({n: p.value for n, p in op.parameters(*xs).items()}, *xs)
+    assert lines.lower_intercept is not None and lines.upper_intercept is not None
+    for slopes, intercept in (
+        (lines.lower_slopes, lines.lower_intercept),
+        (lines.upper_slopes, lines.upper_intercept),
+    ):
+        assert [s[0, :2].tolist() for s in slopes] == [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]
+        assert intercept[0, :2].tolist() == [0.0, 0.0]
+    # At the second largest upper end, 2: above lies the chord of max(x_3, 2) from 0.5 to 3.
+    assert [s[0, 2].item() for s in lines.upper_slopes] == pytest.approx([0.0, 0.0, 0.4])
+    assert lines.upper_intercept[0, 2].item() == pytest.approx(2 - 0.4 * 0.5, rel=1e-5)
+    refinable = [op.refinable(k, *xs)[0].tolist() for k in range(3)]
+    assert refinable == [[False, False, True], [False, False, True], [False, False, True]]
+
+
+@pytest.mark.parametrize("op", [Product(), Square(), Maximum(3)])
 def test_infinite_intervals_give_no_planes_but_never_nan(op: Elementwise) -> None:
     ends = torch.tensor([[-torch.inf, -torch.inf, 1.0, -torch.inf, 0.0, -1.0]])
     tops = torch.tensor([[torch.inf, -2.0, torch.inf, 3e38, torch.inf, 3e38]])
-    xs = [Interval(ends, tops)] * (2 if isinstance(op, Product) else 1)
+    xs = [Interval(ends, tops)] * _arguments(op)
     parameters = op.parameters(*xs)
     assert all(t.isfinite().all() for p in parameters.values() for t in (p.value, p.lower, p.upper))
     lines = op.relax({n: p.value for n, p in parameters.items()}, *xs)
@@ -241,12 +274,12 @@ def test_a_step_holds_both_sides_of_a_knot() -> None:
                     assert step.support_min(tilt, x) <= sides.lower - slope * knot
 
 
-@pytest.mark.parametrize("op", [Product(), Square(), _step([0.0], [0.0, 1.0])])
+@pytest.mark.parametrize("op", [Product(), Square(), Maximum(3), _step([0.0], [0.0, 1.0])])
 def test_gradients_are_finite_beside_infinite_intervals(op: Elementwise) -> None:
     """An overflow in one neuron must not end the optimisation of all others."""
     lower = torch.tensor([[-torch.inf, -1.0, -1.0, 1e30, 0.0]]).requires_grad_()
     upper = torch.tensor([[torch.inf, torch.inf, 2.0, 2e30, 0.0]]).requires_grad_()
-    xs = [Interval(lower, upper)] * (2 if isinstance(op, Product) else 1)
+    xs = [Interval(lower, upper)] * _arguments(op)
     chosen = {n: p.value.detach().requires_grad_() for n, p in op.parameters(*xs).items()}
     lines = op.relax(chosen, *xs)
     total = torch.zeros(())

@@ -23,6 +23,7 @@ from verifier.ops.convolution import Conv, ConvTranspose, Window
 from verifier.ops.extremum import maximum_over
 from verifier.ops.linear import ConstantMatMul, Linear
 from verifier.ops.matmul import matmul
+from verifier.ops.maximum import Maximum
 from verifier.ops.movement import Concat, Pad, Permute, Reshape, Take
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear
 from verifier.ops.product import Product, Square
@@ -65,6 +66,7 @@ CASES: list[tuple[Op, list[tuple[int, ...]]]] = [
     (piecewise_linear([-1.0, 0.1, 2.0], [1.0, -2.0, 0.5, 3.0], 0.3), [(2, 3)]),
     (Product(), [(2, 3), (2, 3)]),
     (Square(), [(2, 3)]),
+    (Maximum(3), [(2, 3), (2, 3), (2, 3)]),
     (Alternatives(), [(2, 3), (2, 3)]),
 ]
 

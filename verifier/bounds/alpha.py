@@ -23,8 +23,8 @@ from verifier.bounds.crown import (
     scatter,
     specification_bound,
 )
-from verifier.bounds.interval import Bounds, interval_bounds
-from verifier.bounds.rows import Selection, refinable, select
+from verifier.bounds.interval import Bounds, interval_bounds, interval_of
+from verifier.bounds.rows import Selection, copies, pass_on, select, wanted
 from verifier.graph import Elementwise, Graph, Interval, Parameter
 from verifier.graph.coefficients import Coefficients
 from verifier.sets import InputSet
@@ -204,12 +204,10 @@ class _Problem:
         for i, selection in self.selections.items():
             fresh = neuron_bounds(self.graph, self.sets, i, selection, bounds, relaxations, effort)
             full = bounds[i].expand(self.sets[0].batch)
+            bounds[i] = scatter(full, selection, _met(fresh, gather(full, selection)))
+            for k in copies(self.graph, i, bounds):
+                bounds[k] = _met(interval_of(self.graph, k, bounds), bounds[k])
             seen = fresh.detach()
-            met = gather(full, selection).intersect(seen)
-            straight = Interval(
-                fresh.lower + (met.lower - seen.lower), fresh.upper + (met.upper - seen.upper)
-            )
-            bounds[i] = scatter(full, selection, straight)
             values[i] = torch.stack([seen.lower, -seen.upper], 1)
         plane = specification_bound(
             self.graph, self.sets, self.target, self.rows, bounds, slopes, rounding=False
@@ -217,6 +215,13 @@ class _Problem:
         lower = plane.minimum(self.graph, self.sets)
         values[self.target] = lower.detach().unsqueeze(1)
         return lower, values
+
+
+def _met(fresh: Interval, plain: Interval) -> Interval:
+    """The intersection, with the gradient of `fresh`."""
+    seen = fresh.detach()
+    met = plain.intersect(seen)
+    return Interval(fresh.lower + (met.lower - seen.lower), fresh.upper + (met.upper - seen.upper))
 
 
 def _problem(
@@ -229,13 +234,14 @@ def _problem(
 ) -> _Problem:
     """Neurons that are settled after the plain pass, or that depend on nothing relaxed, are not bounded
     again."""
-    selections: dict[int, Selection] = {}
+    masks: dict[int, Tensor] = {}
     for i in sorted(graph.ancestors(target) - {target}) if options.intermediate else ():
         if not any(isinstance(graph.nodes[j].op, Elementwise) for j in graph.ancestors(i)):
             continue
-        mask = refinable(graph, i, plain.bounds)
-        if mask is not None and (selection := select(mask, graph.nodes[i].shape)) is not None:
-            selections[i] = selection
+        if (ask := wanted(graph, i, plain.bounds)) is not None:
+            masks[ask[0]] = ask[1] | masks[ask[0]] if ask[0] in masks else ask[1]
+    chosen = {i: select(masks[i], graph.nodes[i].shape) for i in sorted(masks)}
+    selections = {i: selection for i, selection in chosen.items() if selection is not None}
     return _Problem(graph, tuple(sets), target, rows, plain, selections, options.memory)
 
 
@@ -305,6 +311,7 @@ def _finish(problem: _Problem, slopes: Leaves) -> Optimised:
     effort = Effort(memory=problem.memory)
     for i, selection in problem.selections.items():
         bounds[i] = refine(graph, sets, i, selection, bounds, relaxations, effort)
+        pass_on(graph, i, bounds)
     plane = specification_bound(graph, sets, target, problem.rows, bounds, slopes)
     lower = plane.minimum(graph, sets)
     tight = interval_bounds(graph, [s.box() for s in sets], bounds)

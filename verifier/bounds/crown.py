@@ -13,7 +13,7 @@ from torch import Tensor
 
 from verifier.bounds.backward import LinearBound, backward
 from verifier.bounds.interval import Bounds, interval_bounds, interval_of
-from verifier.bounds.rows import Selection, interval_is_exact, refinable, select
+from verifier.bounds.rows import Selection, interval_is_exact, pass_on, select, wanted
 from verifier.graph import Elementwise, Graph, Interval, Relaxation
 from verifier.graph.coefficients import Coefficients, Rows
 from verifier.graph.op import Input
@@ -143,6 +143,7 @@ def inner_bounds(
     all_boxes = all(isinstance(s, Box) for s in sets)
     asked = [i for i in order if any(isinstance(graph.nodes[k].op, Elementwise) for k in graph.users[i])]
     middle: dict[int, Tensor] = {}
+    done: dict[int, Tensor] = {}  # neurons both of whose ends have been bounded
     for i in order:
         if effort.inherit and known is not None and i in known:
             bounds[i] = known[i]
@@ -152,27 +153,51 @@ def inner_bounds(
             bounds[i] = fresh.intersect(bounds[i]) if i in bounds else fresh
         if known is not None and i in known:
             bounds[i] = bounds[i].intersect(known[i])
-        if not effort.refine or not graph.variable[i] or interval_is_exact(graph, i, all_boxes):
+        if not effort.refine or not graph.variable[i]:
             continue
-        mask = refinable(graph, i, bounds)
-        selection = None if mask is None else select(mask, graph.nodes[i].shape)
-        if mask is None or selection is None:
+        ask = wanted(graph, i, bounds)
+        if ask is None or interval_is_exact(graph, ask[0], all_boxes):
+            continue
+        target, mask = ask
+        if target in done:
+            mask = mask & ~done[target]
+        selection = select(mask, graph.nodes[target].shape)
+        if selection is None:
             continue
         rows = 2 * boxes[0].lower.shape[0] * selection.index.shape[1]
-        small = rows * max(graph.nodes[j].numel for j in graph.ancestors(i)) < SMALL
+        small = rows * max(graph.nodes[j].numel for j in graph.ancestors(target)) < SMALL
         if small or slopes:  # which belong to both ends
-            bounds[i] = refine(graph, sets, i, selection, bounds, relaxations, effort)
-            continue
-        if not middle:
-            middle = dict(zip(asked, graph.evaluate([box.center for box in boxes], asked), strict=True))
-        side = 1 - 2 * (middle[i] < 0).to(boxes[0].lower.dtype)
-        bounds[i] = _nearer_end(graph, sets, i, selection, side, bounds, relaxations, effort)
-        left = refinable(graph, i, bounds)
-        if left is not None and int((left & mask).sum()) <= FEW * int(mask.sum()):
-            selection = select(left & mask, graph.nodes[i].shape)
-        if selection is not None:
-            bounds[i] = _nearer_end(graph, sets, i, selection, -side, bounds, relaxations, effort)
+            bounds[target] = refine(graph, sets, target, selection, bounds, relaxations, effort)
+        else:
+            if not middle:
+                middle = dict(zip(asked, graph.evaluate([box.center for box in boxes], asked), strict=True))
+            side = _likely_end(graph, i, middle[i])
+            bounds[target] = _nearer_end(graph, sets, target, selection, side, bounds, relaxations, effort)
+            pass_on(graph, target, bounds)
+            left = wanted(graph, i, bounds)
+            if left is not None and int((left[1] & mask).sum()) <= FEW * int(mask.sum()):
+                mask = left[1] & mask
+                selection = select(mask, graph.nodes[target].shape)
+            if selection is not None:
+                bounds[target] = _nearer_end(
+                    graph, sets, target, selection, -side, bounds, relaxations, effort
+                )
+        pass_on(graph, target, bounds)
+        done[target] = mask | done[target] if target in done else mask
     return bounds
+
+
+def _likely_end(graph: Graph, position: int, middle: Tensor) -> Tensor:
+    """Which end of each neuron is likely to settle it: 1 for the lower one, -1 for the upper one. [1 or B, *shape] of
+    the node that `wanted` names for `position`, whose value at the middle of the box is given."""
+    side = 1 - 2 * (middle < 0).to(middle.dtype)
+    origin = graph.origin(position)
+    if origin is None:
+        return side
+    node = graph.nodes[origin.node]
+    own = side.flatten(1) * origin.sign
+    ends = own.new_ones(own.shape[0], node.numel).scatter_(1, origin.index.expand_as(own), own)
+    return torch.where(ends == 0, 1, ends).view(-1, *node.shape)
 
 
 def _nearer_end(

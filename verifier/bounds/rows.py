@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from verifier.bounds.interval import Bounds, interval_of
 from verifier.graph import Graph, Interval
 from verifier.graph.coefficients import Rows
 from verifier.graph.op import Affine, Elementwise, Input, Shape
@@ -55,6 +57,37 @@ def refinable(graph: Graph, position: int, bounds: dict[int, Interval]) -> Tenso
                 wanted = op.refinable(k, *[box for box in boxes if box is not None])
                 mask = wanted if mask is None else mask | wanted
     return mask
+
+
+def wanted(graph: Graph, position: int, bounds: dict[int, Interval]) -> tuple[int, Tensor] | None:
+    """The node to bound for the sake of `position`, and marks [B, *shape] of the neurons whose tighter interval could
+    tighten some relaxation; None if nothing asks.
+
+    That is the node itself or its origin: copies are bounded once, and interval arithmetic loses nothing on the way
+    back, for each is a function of one element. No line through an operator says more of its range.
+    """
+    mask = refinable(graph, position, bounds)
+    origin = graph.origin(position)
+    if mask is None or origin is None:
+        return None if mask is None else (position, mask)
+    node = graph.nodes[origin.node]
+    marked = (mask.flatten(1) & (origin.sign != 0)).float()
+    marks = marked.new_zeros(marked.shape[0], node.numel).index_add_(1, origin.index, marked) > 0
+    return origin.node, marks.view(-1, *node.shape)
+
+
+def copies(graph: Graph, position: int, bounds: Bounds) -> Iterator[int]:
+    """The nodes known to `bounds` whose origin is a node, in order."""
+    for i in sorted(bounds):
+        origin = graph.origin(i) if i > position else None
+        if origin is not None and origin.node == position:
+            yield i
+
+
+def pass_on(graph: Graph, position: int, bounds: Bounds) -> None:
+    """Intersects the enclosures of a node's copies with what its own says now."""
+    for i in copies(graph, position, bounds):
+        bounds[i] = interval_of(graph, i, bounds).intersect(bounds[i])
 
 
 def interval_is_exact(graph: Graph, position: int, box_inputs: bool) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from verifier.graph.op import Constant, Input, Op, Shape
+from verifier.graph.op import Affine, Constant, Input, Op, Shape, Univariate
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,19 @@ class Node:
     @property
     def numel(self) -> int:
         return int(torch.Size(self.shape).numel())
+
+
+class Origin(NamedTuple):
+    """Where the elements of a node come from that are functions of single elements of another, `node`.
+
+    Element j is a function of element `index[j]` of that node (flat positions): copied, moved, scaled, shifted, or
+    passed through univariate operators. `sign[j]` is 0 where it is constant, and where only affine steps lie between,
+    says whether the function increases (1) or decreases (-1). Both are [numel of the node described].
+    """
+
+    node: int
+    index: Tensor
+    sign: Tensor
 
 
 @dataclass(frozen=True)
@@ -77,6 +91,49 @@ class Graph:
                     seen.update(self.nodes[i].inputs)
             known = self._ancestors[target] = frozenset(seen)
         return known
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the constants are."""
+        return next((t.device for n in self.nodes for t in n.op.tensors()), torch.device("cpu"))
+
+    @cached_property
+    def _origins(self) -> dict[int, Origin | None]:
+        return {}
+
+    def origin(self, position: int) -> Origin | None:
+        """Where the elements of a node come from, as far back as there is one such node; None where it is no copy."""
+        if position not in self._origins:
+            self._origins[position] = self._find_origin(position)
+        return self._origins[position]
+
+    def _find_origin(self, position: int) -> Origin | None:
+        node = self.nodes[position]
+        op = node.op
+        plain = isinstance(op, Affine) and (op.exact or op.elementwise)
+        if not (plain or isinstance(op, Univariate)) or len(node.inputs) != 1:
+            return None
+        source = node.inputs[0]
+        shape = self.nodes[source].shape
+        size = self.nodes[source].numel
+        like = torch.arange(1, size + 1, dtype=self.dtype, device=self.device)
+        if size + 1 > 1 / torch.finfo(like.dtype).eps:  # positions must be exact numbers
+            return None
+        if isinstance(op, Univariate):
+            index, sign = torch.arange(size, device=self.device), torch.ones_like(like).long()
+        elif isinstance(op, Affine) and op.exact:
+            moved = op.forward(like.view(1, *shape)) - op.forward(torch.zeros_like(like).view(1, *shape))
+            index = moved.flatten().long()  # 0: filled, not moved
+            sign = index.sign()
+            index = (index - 1).clamp(min=0)
+        else:
+            ones = torch.ones_like(like).view(1, *shape)
+            sign = (op.forward(ones) - op.forward(-ones)).flatten().sign().long()
+            index = torch.arange(size, device=self.device)
+        below = self.origin(source)
+        if below is None:
+            return Origin(source, index, sign)
+        return Origin(below.node, below.index[index], below.sign[index] * sign)
 
     @cached_property
     def variable(self) -> tuple[bool, ...]:

@@ -1,6 +1,6 @@
 """Largest and smallest values: Max, Min, ReduceMax, ReduceMin, MaxPool, GlobalMaxPool.
 
-All are rewritten with max(a, b) = b + relu(a - b), in a balanced tree over the candidates.
+Of two values it is max(a, b) = b + relu(a - b); of more of one tensor's elements a `Maximum`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,13 @@ from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import add, negate, subtract
 from verifier.ops.convolution import Window, window_of
+from verifier.ops.maximum import Maximum
 from verifier.ops.movement import Take
 from verifier.ops.piecewise_linear import relu
 from verifier.ops.reduction import normalised, reduction_axes
+
+TOGETHER = 32
+"""As many values are compared by one operator, at most."""
 
 
 def maximum(builder: Builder, a: Value, b: Value) -> Value:
@@ -47,22 +51,19 @@ def tree(builder: Builder, values: Sequence[Value], join: Callable[[Builder, Val
 
 def maximum_of(builder: Builder, x: Value, index: Tensor) -> Value:
     """The largest of the elements `index[..., k]` (flat positions in x) over k; the result has `index.shape[:-1]`."""
-
-    def pick(chosen: Tensor) -> Value:
-        return builder.add(Take(chosen.flatten(), tuple(chosen.shape)), x)
-
     shape, count = tuple(index.shape[:-1]), index.shape[-1]
     if count == 0:
         raise ValueError("The largest of no elements is not defined.")
-    if count == 1:
-        return pick(index[..., 0])
-    half = count // 2
-    if half == 1:
-        best = maximum(builder, pick(index[..., 0]), pick(index[..., 1]))
-    else:
-        pairs = maximum(builder, pick(index[..., :half]), pick(index[..., half : 2 * half]))
-        best = maximum_of(builder, pairs, torch.arange(math.prod(shape) * half).view(*shape, half))
-    return maximum(builder, best, pick(index[..., -1])) if count % 2 else best
+    chosen = [builder.add(Take(index[..., k].flatten(), shape), x) for k in range(count)]
+    while len(chosen) > 1:
+        chosen = [_largest(builder, chosen[k : k + TOGETHER]) for k in range(0, len(chosen), TOGETHER)]
+    return chosen[0]
+
+
+def _largest(builder: Builder, values: Sequence[Value]) -> Value:
+    if len(values) == 1:
+        return values[0]
+    return maximum(builder, *values) if len(values) == 2 else builder.add(Maximum(len(values)), *values)
 
 
 def maximum_over(builder: Builder, x: Value, axes: Sequence[int], keep: bool) -> Value:
