@@ -3,17 +3,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 import torch
 
-from verifier.graph import Builder, Graph, Value
+from verifier.bounds.backward import backward
+from verifier.bounds.crown import inner_bounds
+from verifier.bounds.interval import interval_bounds
+from verifier.graph import Affine, Builder, Graph, Interval, Value
+from verifier.graph.coefficients import identity
 from verifier.ops.arithmetic import ScaleShift, add
 from verifier.ops.convolution import Conv, ConvTranspose, Window
 from verifier.ops.linear import Linear
 from verifier.ops.movement import Permute, Reshape, Take
 from verifier.ops.piecewise_linear import relu
+from verifier.sets import Box
 from verifier.transforms.fold import fold
 
 
@@ -112,3 +119,97 @@ def test_names_of_last_parts_and_unused_inputs_survive() -> None:
     folded = fold(builder.graph(value))
     assert [(n.name, n.source) for n in folded.nodes][2:] == [("named", "bias")]
     assert len(folded.inputs) == 2
+
+
+def cancelling(*shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Large a, ordinary b, and c that is about -a b: what is left of a b + c is mostly rounding."""
+    a, b = 1e6 * r(*shape), r(*shape)
+    return a, b, -a * b + 1e-9 * r(*shape)
+
+
+def shift_first(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A matrix, a shift before it and a bias behind it that leaves little."""
+    w, shift = r(n, n), 1e6 * r(n)
+    return w, shift, -(w @ shift) + 1e-9 * r(n)
+
+
+def doubtful_chains() -> dict[str, tuple[tuple[int, ...], list[object]]]:
+    a, b, c = cancelling(4)
+    w, shift, bias = shift_first(4)
+    column = (4, 1, 1)
+    return {
+        "linear, scale": ((3,), [Linear(r(4, 3), a), ScaleShift(b, c)]),
+        "scale, linear": ((4,), [ScaleShift(r(4), shift), Linear(w, bias)]),
+        "scale, scale": ((4,), [ScaleShift(r(4), a), ScaleShift(b, c)]),
+        "conv, scale": ((1, 2, 3, 3), [Conv(r(4, 2, 2, 2), a, window(2)), ScaleShift(b.view(column), c.view(column))]),
+        "conv transpose, scale": (
+            (1, 2, 3, 3),
+            [ConvTranspose(r(2, 4, 2, 2), a, window(2), (0, 0)), ScaleShift(b.view(column), c.view(column))],
+        ),
+        "scale, conv": (
+            (1, 4, 2, 2),
+            [ScaleShift(r(*column), shift.view(column)), Conv(w.view(4, 4, 1, 1), bias, window(1))],
+        ),
+        "through a reshape, twice": (
+            (2, 2),
+            [ScaleShift(r(2, 2), a.view(2, 2)), ScaleShift(b.view(2, 2), c.view(2, 2)), Reshape((4,)), Linear(w)],
+        ),
+    }
+
+
+def exact_at_zero(shape: tuple[int, ...], ops: list[object]) -> list[Fraction]:
+    """The chain's value at zero without any rounding: every operator by its own matrix and offset."""
+    value = [Fraction(0)] * math.prod(shape)
+    for op in ops:
+        assert isinstance(op, Affine)
+        size = math.prod(shape)
+        with_zero = op.forward(torch.zeros(1, *shape, dtype=torch.float64)).flatten()
+        outputs = len(with_zero)
+        matrix = op.transpose(torch.eye(outputs, dtype=torch.float64).view(1, outputs, *op.output_shape(shape)), 0, shape)
+        offset = op.offset(shape)
+        start = torch.zeros(outputs) if offset is None else offset.flatten()
+        value = [
+            Fraction(s) + sum(Fraction(m) * v for m, v in zip(row, value, strict=True))
+            for row, s in zip(matrix.view(outputs, size).tolist(), start.tolist(), strict=True)
+        ]
+        shape = op.output_shape(shape)
+    return value
+
+
+@pytest.mark.parametrize("name", doubtful_chains())
+def test_what_a_fused_shift_is_off_by_is_counted(name: str) -> None:
+    torch.manual_seed(3)
+    shape, ops = doubtful_chains()[name]
+    graph = fold(chain(shape, *ops))
+    op = graph.nodes[graph.outputs[0]].op
+    assert isinstance(op, Affine)
+    below = graph.nodes[graph.nodes[graph.outputs[0]].inputs[0]].shape
+    doubt, offset = op.uncertainty(below), op.offset(below)
+    assert doubt is not None and offset is not None
+    exact = exact_at_zero(shape, ops)
+    errors = [abs(Fraction(o) - e) for o, e in zip(offset.flatten().tolist(), exact, strict=True)]
+    assert all(e <= Fraction(d) for e, d in zip(errors, doubt.flatten().tolist(), strict=True))
+    # Far more than what is relative to the offset itself, hence the field.
+    assert any(e > 16 * Fraction(abs(o)) * Fraction(2) ** -53 for e, o in zip(errors, offset.flatten().tolist(), strict=True))
+    zero = torch.zeros(1, *shape, dtype=torch.float64)
+    bounds = inner_bounds(graph, [Box(zero, zero)], graph.outputs)[graph.outputs[0]]
+    rows = backward(
+        graph, {graph.outputs[0]: identity(graph.nodes[graph.outputs[0]].shape, zero)}, {},
+        interval_bounds(graph, [Interval(zero, zero)]),
+    ).minimum(graph, [Box(zero, zero)])
+    for low, high, behind, e in zip(*[t.flatten().tolist() for t in (*bounds, rows)], exact, strict=True):
+        assert Fraction(low) <= e <= Fraction(high) and Fraction(behind) <= e
+
+
+def test_exact_sums_have_no_doubt() -> None:
+    torch.manual_seed(0)
+    for ops in ([Linear(r(4, 3), few(4)), ScaleShift(few(4), few(4))], [ScaleShift(r(3), few(3)), Linear(few(4, 3), few(4))]):
+        graph = fold(chain((3,), *ops))
+        assert kinds(graph) == ["Linear"]
+        op = graph.nodes[1].op
+        assert isinstance(op, Linear) and op.doubt is None
+
+
+def test_a_scaling_with_a_doubt_is_something() -> None:
+    op = ScaleShift(torch.ones(3).double(), torch.zeros(3).double(), 1e-9 * torch.ones(3).double())
+    assert kinds(fold(chain((3,), op))) == ["ScaleShift"]

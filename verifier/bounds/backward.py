@@ -129,9 +129,6 @@ def backward(
                 constant, spread, steps = constant + part, spread + part.abs(), steps + 1
             if rounding:
                 error = error + _affine_error(graph, position, coefficients, offset, bounds)
-                doubt = node.op.uncertainty()
-                if doubt is not None:
-                    error = error + 2 * coefficients.contract(doubt.unsqueeze(0), absolute=True)
             parts = [node.op.backward(coefficients, k, *shapes) for k in range(len(node.inputs))]
         elif isinstance(node.op, Elementwise):
             if not isinstance(coefficients, Patches):
@@ -178,21 +175,25 @@ def _affine_error(
 
     An element of A W is a sum of at most `fan_out` products, so what it may be wrong by, times |x|, sums up to
     at most that many units of |A| |W| |x| (Higham 2002, section 3.1); A c, summed as `contract` does, to `roundings`
-    units of |A| |c|. One contraction with both weighted by their units gives the sum.
+    units of |A| |c|. What the operator itself is uncertain of counts twice, for the sake of its own rounding. One
+    contraction with all of them weighted by their units gives the sum.
     """
     node = graph.nodes[position]
     shapes = [graph.nodes[j].shape for j in node.inputs]
     assert isinstance(node.op, Affine)
     units = node.op.fan_out(*shapes)
-    if node.op.exact and units <= 1 and offset is None:
+    doubt = node.op.uncertainty(*shapes)
+    if node.op.exact and units <= 1 and offset is None and doubt is None:
         return 0.0
     boxes = [bounds[j] for j in node.inputs]
     tiny = negligible(boxes[0].lower.dtype)
     weight = (units + 4) * (node.op.absolute(*[box.magnitude for box in boxes]) + tiny)
     if offset is not None:
         weight = weight + (coefficients.roundings + 4) * (offset.abs() + tiny)
-    size = coefficients.contract(weight, absolute=True) + (units + 4) * _flushed(boxes)
-    return rounding_of(weight.dtype, max(units, node.op.fan_in(*shapes), coefficients.roundings)) * size
+    unit = rounding_of(weight.dtype, max(units, node.op.fan_in(*shapes), coefficients.roundings))
+    if doubt is not None:
+        weight = weight + 2 / unit * doubt
+    return unit * (coefficients.contract(weight, absolute=True) + (units + 4) * _flushed(boxes))
 
 
 def _flushed(boxes: Sequence[Interval]) -> Tensor:

@@ -125,9 +125,9 @@ def _affine(op: Affine, xs: Sequence[Planes], reach: Tensor) -> Planes:
         offset = offset.to(reach)
         lower_bias, upper_bias, size = lower_bias + offset, upper_bias + offset, size + offset.abs()
     error = error + 2 * (op.fan_in(*shapes) + 4) * eps * (size + error)
-    doubt = op.uncertainty()
+    doubt = op.uncertainty(*shapes)
     if doubt is not None:
-        error = error + doubt
+        error = error + 2 * doubt
     return Planes(
         lower.unflatten(0, (batch, -1)), lower_bias, upper.unflatten(0, (batch, -1)), upper_bias, error
     )

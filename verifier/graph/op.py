@@ -133,7 +133,7 @@ class Affine(Op):
         """The constant c, [*shape of the result], or None where it is zero."""
         return None
 
-    def uncertainty(self) -> Tensor | None:
+    def uncertainty(self, *shapes: Shape) -> Tensor | None:
         """How far the value that is meant may be from `forward`, [*shape of the result], or None where it is that."""
         return None
 
@@ -163,9 +163,9 @@ class Affine(Op):
         radius = self.absolute(*[x.radius for x in xs])
         size = self.absolute(*[x.magnitude for x in xs]) + center.abs() + negligible(center.dtype)
         error = rounding_unit(self, xs) * size
-        doubt = self.uncertainty()
+        doubt = self.uncertainty(*[tuple(x.lower.shape[1:]) for x in xs])
         if doubt is not None:
-            error = error + doubt
+            error = error + 2 * doubt  # for casting it rounds
         return Interval(center - radius - error, center + radius + error).sanitise()
 
     def vjp(

@@ -47,14 +47,16 @@ class Add(Affine):
 
 @dataclass(frozen=True, eq=False)
 class ScaleShift(Affine):
-    """y = scale * x + shift elementwise; both tensors broadcast to x's shape (never x to theirs), or are None."""
+    """y = scale * x + shift elementwise; both tensors broadcast to x's shape (never x to theirs), or are None, as does
+    `doubt`, by which the shift may be off."""
 
     scale: Tensor | None = None
     shift: Tensor | None = None
+    doubt: Tensor | None = None
     elementwise = True
 
     def output_shape(self, *shapes: Shape) -> Shape:
-        for tensor in (self.scale, self.shift):
+        for tensor in (self.scale, self.shift, self.doubt):
             if tensor is not None and joint_shape(tensor.shape, shapes[0]) != shapes[0]:
                 raise ValueError(
                     f"A constant of shape {tuple(tensor.shape)} does not broadcast to {shapes[0]}."
@@ -71,6 +73,9 @@ class ScaleShift(Affine):
     def offset(self, *shapes: Shape) -> Tensor | None:
         return None if self.shift is None else self.shift.expand(shapes[0])
 
+    def uncertainty(self, *shapes: Shape) -> Tensor | None:
+        return None if self.doubt is None else self.doubt.expand(shapes[0])
+
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         return coefficients if self.scale is None else coefficients * self.scale
 
@@ -86,11 +91,17 @@ class ScaleShift(Affine):
 
 
 def scale_shift(
-    builder: Builder, x: Value, scale: Tensor | float | None = None, shift: Tensor | float | None = None
+    builder: Builder,
+    x: Value,
+    scale: Tensor | float | None = None,
+    shift: Tensor | float | None = None,
+    doubt: Tensor | None = None,
 ) -> Value:
-    """scale * x + shift with numpy's broadcasting in both directions; scale and shift are constants."""
+    """scale * x + shift with numpy's broadcasting in both directions; scale and shift are constants, and the shift may
+    be off by `doubt`."""
     tensors = [
-        torch.as_tensor(t, dtype=torch.float64) if isinstance(t, (int, float)) else t for t in (scale, shift)
+        torch.as_tensor(t, dtype=torch.float64) if isinstance(t, (int, float)) else t
+        for t in (scale, shift, doubt)
     ]
     shape = joint_shape(builder.shape(x), *[t.shape for t in tensors if t is not None])
     return builder.add(ScaleShift(*tensors), broadcast(builder, x, shape))

@@ -70,7 +70,7 @@ class Combination(Affine):
     def offset(self, *shapes: Shape) -> Tensor | None:
         return self.bias
 
-    def uncertainty(self) -> Tensor | None:
+    def uncertainty(self, *shapes: Shape) -> Tensor | None:
         return self.doubt
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:

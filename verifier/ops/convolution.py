@@ -96,13 +96,14 @@ def _check(op: str, shape: Shape, window: Window, channels: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Conv(Affine):
-    """Cross-correlation of [N, C, *spatial] with `weight` [out, C / groups, *kernel], plus `bias` [out] or
-    None."""
+    """Cross-correlation of [N, C, *spatial] with `weight` [out, C / groups, *kernel], plus `bias` [out] or None,
+    which may be off by `doubt` [out]."""
 
     weight: Tensor
     bias: Tensor | None
     window: Window
     groups: int = 1
+    doubt: Tensor | None = None
 
     def output_shape(self, *shapes: Shape) -> Shape:
         _check("Conv", shapes[0], self.window, self.weight.shape[1] * self.groups)
@@ -140,6 +141,11 @@ class Conv(Affine):
         if self.bias is None:
             return None
         return self.bias.view(-1, *[1] * len(self.window.kernel)).expand(self.output_shape(*shapes))
+
+    def uncertainty(self, *shapes: Shape) -> Tensor | None:
+        if self.doubt is None:
+            return None
+        return self.doubt.view(-1, *[1] * len(self.window.kernel)).expand(self.output_shape(*shapes))
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         w, spatial = self.window, shapes[0][2:]
@@ -251,12 +257,17 @@ class Conv(Affine):
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
     ) -> Sequence[Value | None]:
         """Without the bias, which the transpose of the transpose would have to subtract again."""
-        return [builder.add(Transposed(replace(self, bias=None), 0, (builder.shape(inputs[0]),)), cotangent)]
+        return [
+            builder.add(
+                Transposed(replace(self, bias=None, doubt=None), 0, (builder.shape(inputs[0]),)), cotangent
+            )
+        ]
 
 
 @dataclass(frozen=True, eq=False)
 class ConvTranspose(Affine):
-    """The transpose of a convolution with `weight` [C, out / groups, *kernel], plus `bias` [out] or None.
+    """The transpose of a convolution with `weight` [C, out / groups, *kernel], plus `bias` [out] or None, which may be
+    off by `doubt` [out].
 
     `extra` elements are appended at the far end of each spatial dimension (output padding) before cropping.
     """
@@ -266,6 +277,7 @@ class ConvTranspose(Affine):
     window: Window
     extra: tuple[int, ...]
     groups: int = 1
+    doubt: Tensor | None = None
 
     def output_shape(self, *shapes: Shape) -> Shape:
         _check("ConvTranspose", shapes[0], self.window, self.weight.shape[0])
@@ -303,6 +315,11 @@ class ConvTranspose(Affine):
         bias = self._bias()
         return None if bias is None else bias.expand(self.output_shape(*shapes))
 
+    def uncertainty(self, *shapes: Shape) -> Tensor | None:
+        if self.doubt is None:
+            return None
+        return self.doubt.view(-1, *[1] * len(self.window.kernel)).expand(self.output_shape(*shapes))
+
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         w = self.window
         flat = coefficients.flatten(0, 2)
@@ -315,7 +332,11 @@ class ConvTranspose(Affine):
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
     ) -> Sequence[Value | None]:
         """Without the bias, which the transpose of the transpose would have to subtract again."""
-        return [builder.add(Transposed(replace(self, bias=None), 0, (builder.shape(inputs[0]),)), cotangent)]
+        return [
+            builder.add(
+                Transposed(replace(self, bias=None, doubt=None), 0, (builder.shape(inputs[0]),)), cotangent
+            )
+        ]
 
 
 def window_of(node: OnnxNode, kernel: Sequence[int], size: Sequence[int]) -> Window:

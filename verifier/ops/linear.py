@@ -18,10 +18,12 @@ from verifier.ops.movement import reshape
 
 @dataclass(frozen=True, eq=False)
 class Linear(Affine):
-    """y = x W^T + b over the last dimension; `weight` [out, in], `bias` [out] or None."""
+    """y = x W^T + b over the last dimension; `weight` [out, in], `bias` [out] or None, which may be off by `doubt`
+    [out]."""
 
     weight: Tensor
     bias: Tensor | None = None
+    doubt: Tensor | None = None
 
     def output_shape(self, *shapes: Shape) -> Shape:
         if not shapes[0] or shapes[0][-1] != self.weight.shape[1]:
@@ -44,6 +46,9 @@ class Linear(Affine):
 
     def offset(self, *shapes: Shape) -> Tensor | None:
         return None if self.bias is None else self.bias.expand(self.output_shape(*shapes))
+
+    def uncertainty(self, *shapes: Shape) -> Tensor | None:
+        return None if self.doubt is None else self.doubt.expand(self.output_shape(*shapes))
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         return torch.matmul(coefficients, self.weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Value
@@ -18,12 +19,16 @@ def batch_norm(
     variance: Tensor,
     epsilon: float,
 ) -> Value:
-    """gamma (x - mean) / sqrt(variance + epsilon) + beta per channel (dimension 1), as one scale and one shift."""
+    """gamma (x - mean) / sqrt(variance + epsilon) + beta per channel (dimension 1), as one scale and one shift.
+
+    The scale is rounded relative to itself, as any weight may be; what that and the sum do to the shift is its doubt.
+    """
     rank = len(builder.shape(x))
     scale = (variance + epsilon).rsqrt() if gamma is None else gamma / (variance + epsilon).sqrt()
     shift = -mean * scale if beta is None else beta - mean * scale
     view = (-1, *[1] * (rank - 2)) if rank > 1 else (-1,)
-    return scale_shift(builder, x, scale.view(view), shift.view(view))
+    doubt = 4 * torch.finfo(shift.dtype).eps * ((mean * scale).abs() + shift.abs()).detach()
+    return scale_shift(builder, x, scale.view(view), shift.view(view), doubt.view(view))
 
 
 @onnx_op("BatchNormalization", note="inference only")

@@ -44,6 +44,9 @@ def affine_form(op: Affine, xs: Sequence[Form], reach: Tensor) -> Form:
     size = op.absolute(*[x.size(reach) for x in xs])
     if offset is not None:
         size = size + offset.to(size).abs()
+    doubt = op.uncertainty(*shapes)
+    if doubt is not None:
+        error = error + 2 * doubt.to(size)
     if op.exact and offset is None:
         return Form(terms, constant, error)
     units = 2 * (op.fan_in(*shapes) + 4) * torch.finfo(size.dtype).eps

@@ -1,7 +1,8 @@
 """When a product of constant matrices may be stored instead of being computed anew.
 
-Rounding in a fused constant is an error of the network itself, which no bound accounts for. It is harmless while it is
-relative to the stored number, as in one product; but a sum that cancels keeps the errors of its terms.
+Rounding in a fused matrix is an error of the network itself, which no bound accounts for. It is harmless while it is
+relative to the stored number, as in one product; but a sum that cancels keeps the errors of its terms. What shifts are
+off by is bounded (`sum_rounding`) and stored with them.
 """
 
 from __future__ import annotations
@@ -47,6 +48,19 @@ def faithful_affine(a: Tensor, b: Tensor, shift: Tensor | None) -> bool:
     if shift is None or not bool(shift.any()):
         return faithful_product(a, column)
     return bool(exact_product(a, column).all())
+
+
+def sum_rounding(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
+    """How far the sum over the last dimension of a * b, plus c, may be from what it is without rounding, in whatever
+    order it is summed; zero where nothing is rounded. `a` and `b` broadcast to each other, `c` to the sum."""
+    a, b = a.detach(), b.detach()
+    terms = (a * b).abs()
+    size, unit = terms.sum(-1), (grain(a) * grain(b)).amin(-1)
+    if c is not None:
+        size, unit = size + c.detach().abs(), torch.minimum(unit, grain(c))
+    eps = torch.finfo(terms.dtype).eps
+    bound = (terms.shape[-1] + 2) * eps * size
+    return torch.where(size.double() <= 2 * unit / eps, torch.zeros_like(bound), bound)
 
 
 def exact_sums(values: Tensor, group: Tensor, groups: int) -> bool:

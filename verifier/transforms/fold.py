@@ -1,8 +1,8 @@
 """Fusing chains of affine operators, so that the engines see as few nodes as possible.
 
 Linear, Conv and ConvTranspose swallow the scalings and shifts around them; consecutive matrices are multiplied where
-that saves work and sums are exact; rearrangements are composed; what does nothing is dropped. Exact but for float64
-rounding of the fused constants, relative to themselves.
+that saves work and sums are exact; rearrangements are composed; what does nothing is dropped. Exact but for rounding
+of the fused matrices, relative to themselves, and of the fused shifts, which is in the operators' `doubt`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from verifier.ops.arithmetic import ScaleShift
 from verifier.ops.convolution import Conv, ConvTranspose
 from verifier.ops.linear import Linear
 from verifier.ops.movement import Permute, Reshape, Take
-from verifier.transforms.exact import faithful_affine, faithful_product
+from verifier.transforms.exact import faithful_affine, faithful_product, sum_rounding
 
 Rule = Callable[[Any, Any, Shape, Shape], "tuple[Op, ...] | None"]
 
@@ -97,8 +97,10 @@ def _does_nothing(op: Op, shape: Shape) -> bool:
     if isinstance(op, Permute):
         return op.axes == tuple(range(len(shape)))
     if isinstance(op, ScaleShift):
-        return (op.scale is None or bool((op.scale == 1).all())) and (
-            op.shift is None or bool((op.shift == 0).all())
+        return (
+            (op.scale is None or bool((op.scale == 1).all()))
+            and (op.shift is None or bool((op.shift == 0).all()))
+            and op.doubt is None
         )
     return False
 
@@ -113,36 +115,63 @@ def _along(tensor: Tensor | None, shape: Shape, axis: int) -> Tensor | None:
     return full.flatten().expand(shape[axis])
 
 
-def _vectors(op: ScaleShift, shape: Shape, axis: int) -> tuple[Tensor, Tensor] | None:
-    """Scale and shift as vectors along `axis`, or None where they are not."""
-    scale, shift = _along(op.scale, shape, axis), _along(op.shift, shape, axis)
-    if (scale is None) != (op.scale is None) or (shift is None) != (op.shift is None):
+class _Vectors(NamedTuple):
+    """Scale, shift and doubt of the shift along one axis."""
+
+    scale: Tensor
+    shift: Tensor
+    doubt: Tensor | None
+
+    def after(self, bias: Tensor | None, doubt: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What becomes of a bias that comes first, and its doubt."""
+        if bias is None:
+            return self.shift, self.doubt
+        rounding = sum_rounding(bias.unsqueeze(-1), self.scale.unsqueeze(-1), self.shift)
+        own = None if doubt is None else doubt * self.scale.abs()
+        return bias * self.scale + self.shift, _total(rounding, own, self.doubt)
+
+
+def _total(*doubts: Tensor | None) -> Tensor | None:
+    """The sum, rounded up; None where it is zero."""
+    known = [d for d in doubts if d is not None and bool(d.any())]
+    if not known:
         return None
+    return sum(known[1:], known[0]) * (1 + 2 * len(known) * torch.finfo(known[0].dtype).eps)
+
+
+def _vectors(op: ScaleShift, shape: Shape, axis: int) -> _Vectors | None:
+    """Scale, shift and doubt as vectors along `axis`, or None where they are not."""
+    tensors = (op.scale, op.shift, op.doubt)
+    scale, shift, doubt = (_along(t, shape, axis) for t in tensors)
     known = scale if scale is not None else shift
-    if known is None:
+    if known is None or any(
+        (v is None) != (t is None) for v, t in zip((scale, shift, doubt), tensors, strict=True)
+    ):
         return None
-    return torch.ones_like(known) if scale is None else scale, torch.zeros_like(
-        known
-    ) if shift is None else shift
+    return _Vectors(
+        torch.ones_like(known) if scale is None else scale,
+        torch.zeros_like(known) if shift is None else shift,
+        doubt,
+    )
 
 
 def _linear_scale(first: Linear, second: ScaleShift, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
     vectors = _vectors(second, middle, -1)
     if vectors is None:
         return None
-    scale, shift = vectors
-    bias = shift if first.bias is None else first.bias * scale + shift
-    return (Linear(first.weight if second.scale is None else first.weight * scale.unsqueeze(1), bias),)
+    weight = first.weight if second.scale is None else first.weight * vectors.scale.unsqueeze(1)
+    return (Linear(weight, *vectors.after(first.bias, first.doubt)),)
 
 
 def _scale_linear(first: ScaleShift, second: Linear, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
     vectors = _vectors(first, middle, -1)
     if vectors is None:
         return None
-    scale, shift = vectors
-    moved = second.weight @ shift
+    moved = second.weight @ vectors.shift
     bias = moved if second.bias is None else second.bias + moved
-    return (Linear(second.weight if first.scale is None else second.weight * scale, bias),)
+    doubt = None if vectors.doubt is None else second.weight.abs() @ vectors.doubt
+    doubt = _total(sum_rounding(second.weight, vectors.shift, second.bias), doubt, second.doubt)
+    return (Linear(second.weight if first.scale is None else second.weight * vectors.scale, bias, doubt),)
 
 
 def _linear_linear(first: Linear, second: Linear, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
@@ -151,20 +180,21 @@ def _linear_linear(first: Linear, second: Linear, shape: Shape, middle: Shape) -
         return None
     if first.bias is not None and not faithful_affine(second.weight, first.bias, second.bias):
         return None
-    bias = second.bias
+    bias, doubt = second.bias, second.doubt
     if first.bias is not None:
         bias = second.weight @ first.bias if bias is None else second.weight @ first.bias + bias
-    return (Linear(second.weight @ first.weight, bias),)
+        moved = None if first.doubt is None else second.weight.abs() @ first.doubt
+        doubt = _total(sum_rounding(second.weight, first.bias, second.bias), moved, second.doubt)
+    return (Linear(second.weight @ first.weight, bias, doubt),)
 
 
 def _conv_scale(first: Conv, second: ScaleShift, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
     vectors = _vectors(second, middle, 1)
     if vectors is None:
         return None
-    scale, shift = vectors
-    bias = shift if first.bias is None else first.bias * scale + shift
-    weight = first.weight * scale.view(-1, *[1] * (first.weight.dim() - 1))
-    return (replace(first, weight=weight, bias=bias),)
+    bias, doubt = vectors.after(first.bias, first.doubt)
+    weight = first.weight * vectors.scale.view(-1, *[1] * (first.weight.dim() - 1))
+    return (replace(first, weight=weight, bias=bias, doubt=doubt),)
 
 
 def _conv_transpose_scale(
@@ -173,44 +203,55 @@ def _conv_transpose_scale(
     vectors = _vectors(second, middle, 1)
     if vectors is None:
         return None
-    scale, shift = vectors
-    bias = shift if first.bias is None else first.bias * scale + shift
+    bias, doubt = vectors.after(first.bias, first.doubt)
     grouped = first.weight.unflatten(0, (first.groups, -1))
-    factor = scale.view(first.groups, 1, -1, *[1] * (first.weight.dim() - 2))
-    return (replace(first, weight=(grouped * factor).flatten(0, 1), bias=bias),)
+    factor = vectors.scale.view(first.groups, 1, -1, *[1] * (first.weight.dim() - 2))
+    return (replace(first, weight=(grouped * factor).flatten(0, 1), bias=bias, doubt=doubt),)
 
 
 def _scale_conv(first: ScaleShift, second: Conv, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
     """A shift before a padded convolution would have to change the padding: refused."""
     vectors = _vectors(first, middle, 1)
     padded = any(second.window.before) or any(second.window.after)
-    if vectors is None or (padded and first.shift is not None):
+    if vectors is None or (padded and (first.shift is not None or first.doubt is not None)):
         return None
-    scale, shift = vectors
     view = (second.groups, 1, -1, *[1] * len(second.window.kernel))
     grouped = second.weight.unflatten(0, (second.groups, -1))
-    moved = (grouped * shift.view(view)).flatten(0, 1).flatten(1).sum(1)
+
+    def taps(vector: Tensor) -> Tensor:
+        """[out, products of one output] what each product of a kernel with `vector` takes from it."""
+        return vector.view(view).expand(grouped.shape).flatten(0, 1).flatten(1)
+
+    kernel, shift = second.weight.flatten(1), taps(vectors.shift)
+    moved = (kernel * shift).sum(1)
     bias = moved if second.bias is None else second.bias + moved
-    return (replace(second, weight=(grouped * scale.view(view)).flatten(0, 1), bias=bias),)
+    doubt = None if vectors.doubt is None else (kernel.abs() * taps(vectors.doubt)).sum(1)
+    doubt = _total(sum_rounding(kernel, shift, second.bias), doubt, second.doubt)
+    weight = (grouped * vectors.scale.view(view)).flatten(0, 1)
+    return (replace(second, weight=weight, bias=bias, doubt=doubt),)
 
 
 def _scale_scale(first: ScaleShift, second: ScaleShift, shape: Shape, middle: Shape) -> tuple[Op, ...]:
     scale = first.scale if second.scale is None else second.scale
     if first.scale is not None and second.scale is not None:
         scale = first.scale * second.scale
-    shift = first.shift
-    if shift is not None and second.scale is not None:
-        shift = shift * second.scale
+    shift, doubt, rounding = first.shift, first.doubt, None
+    if shift is not None and (second.scale is not None or second.shift is not None):
+        factor = torch.ones_like(shift) if second.scale is None else second.scale
+        rounding = sum_rounding(shift.unsqueeze(-1), factor.unsqueeze(-1), second.shift)
+        shift = shift * factor
+    if doubt is not None and second.scale is not None:
+        doubt = doubt * second.scale.abs()
     if second.shift is not None:
         shift = second.shift if shift is None else shift + second.shift
-    return (ScaleShift(scale, shift),)
+    return (ScaleShift(scale, shift, _total(rounding, doubt, second.doubt)),)
 
 
 def _scale_reshape(first: ScaleShift, second: Reshape, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
     """Reshape first: the scaling then stands next to what can swallow it."""
     tensors = [
         t if t is None or t.numel() == 1 else t.expand(middle).reshape(second.shape)
-        for t in (first.scale, first.shift)
+        for t in (first.scale, first.shift, first.doubt)
     ]
     tensors = [t.reshape(()) if t is not None and t.numel() == 1 else t for t in tensors]
     return (second, ScaleShift(*tensors))
