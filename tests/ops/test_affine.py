@@ -13,6 +13,7 @@ from torch import Tensor
 import verifier.ops  # noqa: F401 - registers all operators
 from verifier.graph import Affine
 from verifier.ops.arithmetic import Add, ScaleShift
+from verifier.ops.combination import Combination
 from verifier.ops.convolution import Conv, ConvTranspose, Window
 from verifier.ops.linear import ConstantMatMul, Linear
 from verifier.ops.movement import Concat, Pad, Permute, Reshape, Take
@@ -28,6 +29,12 @@ def randn(*shape: int) -> Tensor:
 CASES = [
     (Linear(randn(3, 4), randn(3)), [(4,)]),
     (Linear(randn(3, 4)), [(2, 4)]),
+    (
+        Combination(
+            (randn(3, 4), randn(3, 2)), randn(3), 1e-12 * randn(3).abs(), (randn(4).abs(), randn(2).abs())
+        ),
+        [(4,), (2,)],
+    ),
     (Linear(randn(3, 4), randn(3)), [(1, 1, 4)]),
     (ConstantMatMul(randn(3, 4), True), [(4, 2)]),
     (ConstantMatMul(randn(2, 4, 3), False), [(5, 4)]),

@@ -19,6 +19,7 @@ from verifier.graph import Builder, Graph, Op
 from verifier.graph.op import Affine, Transposed
 from verifier.ops.alternatives import Alternatives
 from verifier.ops.arithmetic import Add, ScaleShift, add, scale_shift
+from verifier.ops.combination import Combination
 from verifier.ops.convolution import Conv, ConvTranspose, Window
 from verifier.ops.extremum import maximum_over
 from verifier.ops.linear import ConstantMatMul, Linear
@@ -49,6 +50,12 @@ CASES: list[tuple[Op, list[tuple[int, ...]]]] = [
     (ScaleShift(randn(3), randn(2, 1)), [(2, 3)]),
     (ScaleShift(None, randn(3)), [(2, 3)]),
     (Linear(randn(3, 4), randn(3)), [(2, 4)]),
+    (
+        Combination(
+            (randn(3, 4), randn(3, 2)), randn(3), 1e-12 * randn(3).abs(), (randn(4).abs(), randn(2).abs())
+        ),
+        [(4,), (2,)],
+    ),
     (ConstantMatMul(randn(2, 3, 4), True), [(1, 4, 2)]),
     (ConstantMatMul(randn(2, 4, 3), False), [(5, 4)]),
     (Reshape((3, 2)), [(2, 3)]),

@@ -141,7 +141,10 @@ def doubtful_chains() -> dict[str, tuple[tuple[int, ...], list[object]]]:
         "linear, scale": ((3,), [Linear(r(4, 3), a), ScaleShift(b, c)]),
         "scale, linear": ((4,), [ScaleShift(r(4), shift), Linear(w, bias)]),
         "scale, scale": ((4,), [ScaleShift(r(4), a), ScaleShift(b, c)]),
-        "conv, scale": ((1, 2, 3, 3), [Conv(r(4, 2, 2, 2), a, window(2)), ScaleShift(b.view(column), c.view(column))]),
+        "conv, scale": (
+            (1, 2, 3, 3),
+            [Conv(r(4, 2, 2, 2), a, window(2)), ScaleShift(b.view(column), c.view(column))],
+        ),
         "conv transpose, scale": (
             (1, 2, 3, 3),
             [ConvTranspose(r(2, 4, 2, 2), a, window(2), (0, 0)), ScaleShift(b.view(column), c.view(column))],
@@ -152,7 +155,12 @@ def doubtful_chains() -> dict[str, tuple[tuple[int, ...], list[object]]]:
         ),
         "through a reshape, twice": (
             (2, 2),
-            [ScaleShift(r(2, 2), a.view(2, 2)), ScaleShift(b.view(2, 2), c.view(2, 2)), Reshape((4,)), Linear(w)],
+            [
+                ScaleShift(r(2, 2), a.view(2, 2)),
+                ScaleShift(b.view(2, 2), c.view(2, 2)),
+                Reshape((4,)),
+                Linear(w),
+            ],
         ),
     }
 
@@ -165,7 +173,9 @@ def exact_at_zero(shape: tuple[int, ...], ops: list[object]) -> list[Fraction]:
         size = math.prod(shape)
         with_zero = op.forward(torch.zeros(1, *shape, dtype=torch.float64)).flatten()
         outputs = len(with_zero)
-        matrix = op.transpose(torch.eye(outputs, dtype=torch.float64).view(1, outputs, *op.output_shape(shape)), 0, shape)
+        matrix = op.transpose(
+            torch.eye(outputs, dtype=torch.float64).view(1, outputs, *op.output_shape(shape)), 0, shape
+        )
         offset = op.offset(shape)
         start = torch.zeros(outputs) if offset is None else offset.flatten()
         value = [
@@ -190,11 +200,16 @@ def test_what_a_fused_shift_is_off_by_is_counted(name: str) -> None:
     errors = [abs(Fraction(o) - e) for o, e in zip(offset.flatten().tolist(), exact, strict=True)]
     assert all(e <= Fraction(d) for e, d in zip(errors, doubt.flatten().tolist(), strict=True))
     # Far more than what is relative to the offset itself, hence the field.
-    assert any(e > 16 * Fraction(abs(o)) * Fraction(2) ** -53 for e, o in zip(errors, offset.flatten().tolist(), strict=True))
+    assert any(
+        e > 16 * Fraction(abs(o)) * Fraction(2) ** -53
+        for e, o in zip(errors, offset.flatten().tolist(), strict=True)
+    )
     zero = torch.zeros(1, *shape, dtype=torch.float64)
     bounds = inner_bounds(graph, [Box(zero, zero)], graph.outputs)[graph.outputs[0]]
     rows = backward(
-        graph, {graph.outputs[0]: identity(graph.nodes[graph.outputs[0]].shape, zero)}, {},
+        graph,
+        {graph.outputs[0]: identity(graph.nodes[graph.outputs[0]].shape, zero)},
+        {},
         interval_bounds(graph, [Interval(zero, zero)]),
     ).minimum(graph, [Box(zero, zero)])
     for low, high, behind, e in zip(*[t.flatten().tolist() for t in (*bounds, rows)], exact, strict=True):
@@ -203,7 +218,10 @@ def test_what_a_fused_shift_is_off_by_is_counted(name: str) -> None:
 
 def test_exact_sums_have_no_doubt() -> None:
     torch.manual_seed(0)
-    for ops in ([Linear(r(4, 3), few(4)), ScaleShift(few(4), few(4))], [ScaleShift(r(3), few(3)), Linear(few(4, 3), few(4))]):
+    for ops in (
+        [Linear(r(4, 3), few(4)), ScaleShift(few(4), few(4))],
+        [ScaleShift(r(3), few(3)), Linear(few(4, 3), few(4))],
+    ):
         graph = fold(chain((3,), *ops))
         assert kinds(graph) == ["Linear"]
         op = graph.nodes[1].op

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from verifier.graph import Affine, Builder, Value
+from verifier.graph import Affine
 from verifier.graph.coefficients import Coefficients, Dense, Rows
 from verifier.graph.op import Shape
 
@@ -80,10 +80,3 @@ class Combination(Affine):
         if isinstance(coefficients, Rows):
             return Dense(self.weights[index][coefficients.index] * coefficients.scale.unsqueeze(2))
         return super().backward(coefficients, index, *shapes)
-
-    def vjp(
-        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
-    ) -> Sequence[Value | None]:
-        raise NotImplementedError(
-            "A Combination is exact only up to its doubt: differentiate the network itself."
-        )

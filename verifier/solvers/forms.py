@@ -50,9 +50,6 @@ def affine_form(op: Affine, xs: Sequence[Form], reach: Tensor) -> Form:
     if op.exact and offset is None:
         return Form(terms, constant, error)
     units = 2 * (op.fan_in(*shapes) + 4) * torch.finfo(size.dtype).eps
-    doubt = op.uncertainty()
-    if doubt is not None:
-        error = error + doubt
     return Form(terms, constant, error + units * (size + error + _floor(reach)))
 
 
