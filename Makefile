@@ -39,8 +39,7 @@ demo: $(STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --quiet . --exclude verifier/bounds --exclude verifier/branching \
-		--exclude verifier/strategy.py
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports
 
 types: $(STAMP)
