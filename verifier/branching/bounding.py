@@ -275,7 +275,8 @@ class Bounder:
         error = torch.zeros_like(plane.constant) if plane.error is None else plane.error
         margin = torch.where(used, back(lower), -torch.inf)
         closed = used & ((margin > 0) | (strict & (margin >= 0)))
-        hopeful = used & (back(lower) + 2 * back(error) > 0) & ~closed
+        # Not a number where the error overflowed, which float64 may settle.
+        hopeful = used & ~(back(lower) + 2 * back(error) <= 0) & ~closed
         absent = ~packed.present
         refuted = closed.any(2) | absent | empty.unsqueeze(1)
         disjunct = torch.where(absent, torch.inf, margin.amax(2))

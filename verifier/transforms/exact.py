@@ -55,6 +55,8 @@ def sum_rounding(a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     order it is summed; zero where nothing is rounded. `a` and `b` broadcast to each other, `c` to the sum."""
     a, b = a.detach(), b.detach()
     terms = (a * b).abs()
+    if not terms.is_floating_point():
+        return torch.zeros_like(terms.sum(-1), dtype=torch.float64)
     size, unit = terms.sum(-1), (grain(a) * grain(b)).amin(-1)
     if c is not None:
         size, unit = size + c.detach().abs(), torch.minimum(unit, grain(c))
