@@ -106,7 +106,6 @@ class _Run:
             int(options.max_memory_gb * 2**30) if options.max_memory_gb else _free_memory(self.device)
         )
         self.clock = Clock()
-        self.began = time.monotonic()
         self.margin = math.inf
         self.attacks = 0
         self.unconfirmed = False
@@ -142,8 +141,7 @@ class _Run:
             if outcome is not None:
                 return self._result(outcome)
             if suited:
-                attempt = _Attempt(self.query, self.networks, self.compiled, torch.device("cpu"))
-                linear = linear or linear_search(self.compiled, attempt, self.deadline, self.memory // 4)
+                linear = linear or self._linear()
                 outcome = None if linear is None else self._turn(linear, share, search)
                 self.clock.phase("linear programs")
                 if outcome is not None:
@@ -162,6 +160,10 @@ class _Run:
         if int((c.upper > c.lower).sum(1).amax()) < LINEAR_INPUTS:
             return False
         return o.method in ("auto", "alpha-crown") and o.branching == "auto" and o.max_domains is None
+
+    def _linear(self) -> LinearSearch | None:
+        attempt = _Attempt(self.query, self.networks, self.compiled, torch.device("cpu"))
+        return linear_search(self.compiled, attempt, self.deadline, self.memory // 4)
 
     def _turn(self, linear: LinearSearch, share: float, search: Search) -> Outcome | None:
         """Some time for the linear programs; an Outcome where they decide."""

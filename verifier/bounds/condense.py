@@ -49,14 +49,16 @@ def multiplications(graph: Graph, target: int) -> int:
 
 def condense(graph: Graph, target: int, bounds: Bounds, limit: int) -> Condensed | None:
     """The network in float64 between its undecided elements, for one set enclosed by `bounds` (leading dimension 1,
-    float64, every ancestor of `target`). None where the matrices would have more than `limit` entries or an operator
-    cannot be restricted to some of its elements."""
+    float64, every ancestor of `target`). None where inputs or target are no vectors, the matrices would have more than
+    `limit` entries, or an operator cannot be restricted to some of its elements."""
+    if any(len(graph.nodes[i].shape) != 1 for i in (*graph.inputs, target)):
+        return None
     lines, loose = _decided(graph, target, bounds)
     inputs = sum(graph.nodes[i].numel for i in graph.inputs)
     sizes = [len(loose[e]) * len(graph.nodes[e].inputs) for e in sorted(loose)]
     before = [sum(len(loose[e]) for e in sorted(loose)[:k]) for k in range(len(sizes))]
     total = sum(n * (inputs + b) for n, b in zip(sizes, before, strict=True))
-    if total > limit or any(len(graph.nodes[i].shape) != 1 for i in graph.inputs):
+    if total > limit:
         return None
     return _Condenser(graph, bounds, lines, loose).run(target)
 
@@ -113,8 +115,6 @@ class _Condenser:
             self._results[e] = self._builder.add(op, *[read[n] for n in node.inputs], name=node.name)
         every = torch.arange(self._graph.nodes[target].numel, device=self._like.device)
         outcome = self._affine(target, every)
-        if len(self._graph.nodes[target].shape) != 1:
-            return None
         graph = self._builder.graph(outcome)
         # Nothing was dropped in between: every value that was added is needed, or has no place in the result.
         if len(graph.nodes) != outcome.position + 1:

@@ -66,6 +66,15 @@ class Clamp(torch.autograd.Function):
         return grad, None, None
 
 
+def relax_at(op: Elementwise, own: Mapping[str, Tensor], *boxes: Interval) -> Relaxation:
+    """The relaxation at the parameters `own`, brought into their ranges; where it has none, at the usual start."""
+    values = {}
+    for name, p in op.parameters(*boxes).items():
+        raw = own.get(name)
+        values[name] = p.value if raw is None else Clamp.apply(raw, p.lower.detach(), p.upper.detach())
+    return op.relax(values, *boxes)
+
+
 def relax(
     graph: Graph, position: int, bounds: Mapping[int, Interval], slopes: Mapping[str, Tensor]
 ) -> Relaxation:
@@ -74,16 +83,9 @@ def relax(
     if not isinstance(node.op, Elementwise):
         raise TypeError(f"{node.name} is not elementwise and has no relaxation.")
     boxes = [bounds[j] for j in node.inputs]
-    parameters = node.op.parameters(*boxes)
-    if not slopes:
-        return node.op.relax({name: p.value for name, p in parameters.items()}, *boxes)
-    wide = [box.map(lambda t: t.unsqueeze(1)) for box in boxes]
-    chosen = {}
-    for name, p in parameters.items():
-        low, high = p.lower.detach().unsqueeze(1), p.upper.detach().unsqueeze(1)
-        raw = slopes.get(name)
-        chosen[name] = p.value.unsqueeze(1) if raw is None else Clamp.apply(raw, low, high)
-    return node.op.relax(chosen, *wide)
+    if slopes:
+        boxes = [box.map(lambda t: t.unsqueeze(1)) for box in boxes]
+    return relax_at(node.op, slopes, *boxes)
 
 
 class Relaxations:

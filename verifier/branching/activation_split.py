@@ -102,7 +102,12 @@ class ActivationBrancher:
                 whole = bounded.bounds[i].expand(len(domains)).index(mine)
                 for high, (cuts, warm) in enumerate(halves):
                     half = _half(whole, column, point, bool(high))
-                    cuts[i] = _cut(domains.cuts.get(i) or _free(len(domains), half), half, mine, column)
+                    cuts[i] = _cut(
+                        domains.cuts.get(i) or Interval.everything(len(domains), half.lower),
+                        half,
+                        mine,
+                        column,
+                    )
                     if domains.warm:
                         values = split_multipliers(self.bounder, bounded, i, half, mine, column)
                         like = half.lower.new_empty(len(domains), 1, values[0].shape[1], *shape)
@@ -139,10 +144,3 @@ def _cut(cut: Interval, half: Interval, rows: Tensor, column: Tensor) -> Interva
     lower[rows, column] = torch.maximum(lower[rows, column], ends[0])
     upper[rows, column] = torch.minimum(upper[rows, column], ends[1])
     return Interval(lower.view_as(cut.lower), upper.view_as(cut.upper))
-
-
-def _free(batch: int, like: Interval) -> Interval:
-    end = torch.full(
-        (batch, *like.lower.shape[1:]), torch.inf, dtype=like.lower.dtype, device=like.lower.device
-    )
-    return Interval(-end, end)

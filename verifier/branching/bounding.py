@@ -12,13 +12,13 @@ from torch import Tensor
 
 from verifier.bounds.ascent import Leaves
 from verifier.bounds.backward import LinearBound
-from verifier.bounds.crown import Effort, inner_bounds
+from verifier.bounds.crown import Effort, inner_bounds, relax_at
 from verifier.bounds.final import Ascent, AscentOptions, FinalPass
 from verifier.bounds.interval import Bounds
 from verifier.branching.domains import Domains
 from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.coefficients import Rows
-from verifier.sets import Box
+from verifier.sets import Box, InputSet
 from verifier.specs.compile import Compiled
 
 
@@ -134,10 +134,8 @@ class Bounder:
 
     def tightened(self, domains: Domains) -> Domains:
         """With inner enclosures of their own, from their boxes: worth it where all that is left to split is inputs."""
-        box = Interval(domains.lower, domains.upper).narrow(self.dtype)
-        known, _ = self._enclosures(domains, self.dtype)
-        effort = Effort(memory=self.options.memory, deadline=self.options.deadline)
-        bounds = inner_bounds(self.graph, [Box(box.lower, box.upper)], self.split_nodes, known, effort=effort)
+        options = replace(self.options, refine=True, inherit=False)
+        bounds = self.with_options(options)._inner(domains, self.dtype)[1]
         count = len(domains)
         return replace(domains, known={i: bounds[i].expand(count) for i in self.split_nodes})
 
@@ -171,22 +169,26 @@ class Bounder:
         margin = torch.where(used.any(2), margin, torch.inf).amin(1)
         return torch.where(empty, torch.inf, margin).double()
 
+    def _inner(self, domains: Domains, dtype: torch.dtype) -> tuple[list[InputSet], Bounds, Tensor]:
+        """The boxes, enclosures of all nodes below the target, and which subdomains [M] the cuts leave empty."""
+        graph, options = self._graph(dtype), self.options
+        box = Interval(domains.lower, domains.upper).narrow(dtype)
+        sets: list[InputSet] = [Box(box.lower, box.upper)]
+        known, empty = self._enclosures(domains, dtype)
+        below = graph.nodes[self.target].inputs or (self.target,)
+        refine = options.refine and options.linear
+        effort = Effort(refine, options.inherit, memory=options.memory, deadline=options.deadline)
+        return sets, inner_bounds(graph, sets, below, known, effort=effort), empty
+
     def _final(self, domains: Domains, dtype: torch.dtype) -> tuple[FinalPass, _Packed, Tensor]:
         """The final pass on the inner enclosures, its rows, and which subdomains [M] the cuts leave empty."""
         graph = self._graph(dtype)
-        box = Interval(domains.lower, domains.upper).narrow(dtype)
-        sets = [Box(box.lower, box.upper)]
-        known, empty = self._enclosures(domains, dtype)
-        below = graph.nodes[self.target].inputs or (self.target,)
-        refine = self.options.refine and self.options.linear
-        effort = Effort(
-            refine, inherit=self.options.inherit, memory=self.options.memory, deadline=self.options.deadline
-        )
-        bounds = inner_bounds(graph, sets, below, known, effort=effort)
-        bounds[self.target] = graph.nodes[self.target].op.interval(*[bounds[j] for j in below])
+        last = graph.nodes[self.target]
+        sets, bounds, empty = self._inner(domains, dtype)
+        bounds[self.target] = last.op.interval(*[bounds[j] for j in last.inputs or (self.target,)])
         packed = self._pack(domains)
         scale = torch.ones(packed.atoms.shape, dtype=dtype, device=self.device)
-        rows = Rows(packed.atoms.clamp(min=0), scale, graph.nodes[self.target].shape)
+        rows = Rows(packed.atoms.clamp(min=0), scale, last.shape)
         cuts = {i: c.to(dtype) for i, c in domains.cuts.items()}
         return FinalPass(graph, sets, self.target, rows, packed.atoms.shape[1], bounds, cuts), packed, empty
 
@@ -324,12 +326,7 @@ class Bounder:
 
 def _cost(op: Elementwise, arrived: Tensor, boxes: list[Interval], own: Mapping[str, Tensor]) -> Tensor:
     """|coefficient| times the widest gap between the function and the line that the coefficient takes."""
-    parameters = op.parameters(*boxes)
-    values = {}
-    for name, p in parameters.items():
-        raw = own.get(name)
-        values[name] = p.value if raw is None else raw.clamp(p.lower, p.upper)
-    lines = op.relax(values, *boxes)
+    lines = relax_at(op, own, *boxes)
     below = above = torch.zeros_like(arrived)
     points = [[b.lower for b in boxes], [b.upper for b in boxes]]
     points.append([op.branching_point(k, *boxes).clamp(b.lower, b.upper) for k, b in enumerate(boxes)])

@@ -69,22 +69,15 @@ class Domains:
         names = ("lower", "upper", "case", "open", "bound")
         tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
         shared = set.intersection(*[set(p.known) for p in parts])
-        known = {i: _joined([p.known[i] for p in parts]) for i in sorted(shared)}
+        known = {i: Interval.cat([p.known[i] for p in parts]) for i in sorted(shared)}
         cut = sorted(set.union(*[set(p.cuts) for p in parts]))
-        cuts = {i: _joined([p.cuts.get(i) or _free(p, parts, i) for p in parts]) for i in cut}
+        like = {i: next(p.cuts[i].lower for p in parts if i in p.cuts) for i in cut}
+        cuts = {
+            i: Interval.cat([p.cuts.get(i) or Interval.everything(len(p), like[i]) for p in parts])
+            for i in cut
+        }
         warm = _joined_leaves([p.warm for p in parts], [len(p) for p in parts])
         return Domains(**tensors, known=known, cuts=cuts, warm=warm)
-
-
-def _joined(parts: Sequence[Interval]) -> Interval:
-    return Interval(torch.cat([p.lower for p in parts]), torch.cat([p.upper for p in parts]))
-
-
-def _free(part: Domains, parts: Sequence[Domains], node: int) -> Interval:
-    """No constraint, in the shape that another part has for the node."""
-    like = next(p.cuts[node].lower for p in parts if node in p.cuts)
-    end = torch.full((len(part), *like.shape[1:]), torch.inf, dtype=like.dtype, device=like.device)
-    return Interval(-end, end)
 
 
 def _joined_leaves(parts: Sequence[Leaves], sizes: Sequence[int]) -> Leaves:

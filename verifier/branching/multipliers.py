@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.ascent import Leaves
+from verifier.bounds.crown import relax_at
 from verifier.bounds.final import HIGH, LOW
 from verifier.branching.bounding import Bounded, Bounder
 from verifier.graph import Elementwise, Interval
@@ -45,12 +46,7 @@ def _slopes(
     op: Elementwise, own: Mapping[str, Tensor], box: Interval, column: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The slopes [m, R or 1] of the lines below and above one element, at parameters brought into their ranges."""
-    parameters = op.parameters(box)
-    chosen = {
-        n: own[n].clamp(p.lower.unsqueeze(1), p.upper.unsqueeze(1)) if n in own else p.value.unsqueeze(1)
-        for n, p in parameters.items()
-    }
-    lines = op.relax(chosen, box.map(lambda t: t.unsqueeze(1)))
+    lines = relax_at(op, own, box.map(lambda t: t.unsqueeze(1)))
 
     def pick(slope: Tensor) -> Tensor:
         flat = slope.flatten(2)

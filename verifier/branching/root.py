@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,7 +53,7 @@ def root(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) ->
         parts.append(part)
         enclosures.append(known)
     single, alone, origin = by_disjunct(bounder.compiled, Domains.cat(parts))
-    joined = {i: _cat([known[i] for known in enclosures]).index(origin) for i in enclosures[0]}
+    joined = {i: Interval.cat([known[i] for known in enclosures]).index(origin) for i in enclosures[0]}
     return Root(single, alone, joined, closed)
 
 
@@ -70,12 +70,8 @@ def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
         i: b.index(torch.zeros(1, dtype=torch.long)).to(torch.float64) for i, b in found.enclosures.items()
     }
     bounds = inner_bounds(graph, sets, [bounder.target], known, effort=Effort(refine=False))
-    small = condense(
-        graph,
-        bounder.target,
-        bounds,
-        min(limit, int(__import__("os").environ.get("FAC", "16")) * multiplications(graph, bounder.target)),
-    )
+    most = min(limit, WORTH * multiplications(graph, bounder.target))
+    small = condense(graph, bounder.target, bounds, most)
     if small is None:
         return found
     target = small.graph.outputs[0]
@@ -146,7 +142,3 @@ def _atoms(slopes: Tensor, disjuncts: Tensor, width: int) -> Tensor:
 
 def _put(whole: Interval, rows: Tensor, part: Interval) -> Interval:
     return Interval(whole.lower.index_copy(0, rows, part.lower), whole.upper.index_copy(0, rows, part.upper))
-
-
-def _cat(parts: Sequence[Interval]) -> Interval:
-    return Interval(torch.cat([p.lower for p in parts]), torch.cat([p.upper for p in parts]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -70,6 +71,17 @@ class Interval(NamedTuple):
         return Interval(
             self.lower.expand(batch, *self.lower.shape[1:]), self.upper.expand(batch, *self.upper.shape[1:])
         )
+
+    @staticmethod
+    def cat(parts: Sequence[Interval]) -> Interval:
+        """The batches of all parts one after another."""
+        return Interval(torch.cat([p.lower for p in parts]), torch.cat([p.upper for p in parts]))
+
+    @staticmethod
+    def everything(batch: int, like: Tensor) -> Interval:
+        """No constraint on `batch` tensors of the shape of each of `like` [B, *shape]."""
+        end = torch.full((batch, *like.shape[1:]), torch.inf, dtype=like.dtype, device=like.device)
+        return Interval(-end, end)
 
     def index(self, rows: Tensor) -> Interval:
         """Select along the leading dimension; an interval with B = 1 is shared and stays as it is."""

@@ -86,6 +86,11 @@ def _planar(size: Sequence[int]) -> tuple[int, int]:
     return (size[0], size[1]) if len(size) == 2 else (1, size[0])
 
 
+def _per_channel(values: Tensor | None, shape: Shape) -> Tensor | None:
+    """One value [C] per channel, in a tensor of `shape` (N, C, *spatial)."""
+    return None if values is None else values.view(-1, *[1] * (len(shape) - 2)).expand(shape)
+
+
 def _check(op: str, shape: Shape, window: Window, channels: int) -> None:
     if len(shape) != len(window.kernel) + 2 or shape[1] != channels:
         raise ValueError(
@@ -138,14 +143,10 @@ class Conv(Affine):
         return self._convolve(xs[0], self.weight.abs(), None)
 
     def offset(self, *shapes: Shape) -> Tensor | None:
-        if self.bias is None:
-            return None
-        return self.bias.view(-1, *[1] * len(self.window.kernel)).expand(self.output_shape(*shapes))
+        return _per_channel(self.bias, self.output_shape(*shapes))
 
     def uncertainty(self, *shapes: Shape) -> Tensor | None:
-        if self.doubt is None:
-            return None
-        return self.doubt.view(-1, *[1] * len(self.window.kernel)).expand(self.output_shape(*shapes))
+        return _per_channel(self.doubt, self.output_shape(*shapes))
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         w, spatial = self.window, shapes[0][2:]
@@ -301,24 +302,19 @@ class ConvTranspose(Affine):
         after = [e - a for e, a in zip(self.extra, w.after, strict=True)]
         return functional.pad(y, w.pads([-b for b in w.before], after)).unflatten(0, x.shape[:2])
 
-    def _bias(self) -> Tensor | None:
-        return None if self.bias is None else self.bias.view(-1, *[1] * len(self.window.kernel))
-
     def forward(self, *xs: Tensor) -> Tensor:
-        y, bias = self._spread(xs[0], self.weight), self._bias()
+        y = self._spread(xs[0], self.weight)
+        bias = _per_channel(self.bias, tuple(y.shape[1:]))
         return y if bias is None else y + bias
 
     def absolute(self, *xs: Tensor) -> Tensor:
         return self._spread(xs[0], self.weight.abs())
 
     def offset(self, *shapes: Shape) -> Tensor | None:
-        bias = self._bias()
-        return None if bias is None else bias.expand(self.output_shape(*shapes))
+        return _per_channel(self.bias, self.output_shape(*shapes))
 
     def uncertainty(self, *shapes: Shape) -> Tensor | None:
-        if self.doubt is None:
-            return None
-        return self.doubt.view(-1, *[1] * len(self.window.kernel)).expand(self.output_shape(*shapes))
+        return _per_channel(self.doubt, self.output_shape(*shapes))
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         w = self.window
