@@ -41,8 +41,8 @@ ATTACK_SHARE = 0.25
 LINEAR_SHARES = (4.0, 1.0)
 """Linear programs get this many times the time of the search, in their first turn and later: what suits them is often
 decided in the first."""
-LINEAR_INPUTS = 8
-"""They suit from so many varying inputs on."""
+LINEAR_INPUTS, LINEAR_FEW = 8, 0.25
+"""With fewer varying inputs than this, where halving boxes is often quicker, they get this part of it."""
 TRIES_PER_STEP = 4
 INPUT_DIMENSIONS = 48
 """Up to this many inputs that vary, boxes are split; above, neurons are. Splitting boxes bounds all unstable
@@ -155,10 +155,8 @@ class _Run:
             share *= 1.5
 
     def _linear_suits(self) -> bool:
-        """Whether nothing was asked for that linear programs would ignore, and halving boxes is not quicker."""
-        o, c = self.options, self.compiled
-        if int((c.upper > c.lower).sum(1).amax()) < LINEAR_INPUTS:
-            return False
+        """Whether nothing was asked for that linear programs would ignore."""
+        o = self.options
         return o.method in ("auto", "alpha-crown") and o.branching == "auto" and o.max_domains is None
 
     def _linear(self) -> LinearSearch | None:
@@ -168,6 +166,8 @@ class _Run:
     def _turn(self, linear: LinearSearch, share: float, search: Search) -> Outcome | None:
         """Some time for the linear programs; an Outcome where they decide."""
         factor = LINEAR_SHARES[min(self.turns, 1)]
+        if int((self.compiled.upper > self.compiled.lower).sum(1).amax()) < LINEAR_INPUTS:
+            factor *= LINEAR_FEW
         self.turns += 1
         found = linear.run(time.monotonic() + factor * share)
         domains = search.domains + linear.leaves

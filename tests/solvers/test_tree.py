@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -27,15 +27,22 @@ from tests.verdicts.networks import (
 )
 from verifier.bounds.crown import inner_bounds
 from verifier.frontends.onnx import load
+from verifier.graph import Builder, Graph, Interval
+from verifier.ops.linear import Linear
+from verifier.ops.piecewise_linear import Relu
+from verifier.ops.sign import Sign
+from verifier.ops.step import Step
 from verifier.results import Counterexample
 from verifier.sets import Box
 from verifier.solvers.encoding import Encoding, encode
 from verifier.solvers.highs import Simplex
+from verifier.solvers.lines import settings
 from verifier.solvers.program import lagrangian
 from verifier.solvers.programs import Programs
 from verifier.solvers.solve import LinearSearch, linear_search
 from verifier.specs.compile import Compiled, compile_query
 from verifier.specs.load import parse_query
+from verifier.transforms.pairwise import pairwise
 
 WITH_SIGNS = (*KINDS, "sign", "sign")
 NEAR = 1e-4
@@ -76,7 +83,9 @@ def sample(random: np.random.Generator, lower: Tensor, upper: Tensor, count: int
 def test_every_point_satisfies_the_rows(seed: int) -> None:
     """And the certified bound is below every sampled margin, close to what the solver says, above intervals'."""
     random = np.random.default_rng(500 + seed)
-    compiled = compiled_of(random_case(random, random_net(random, 30, WITH_SIGNS)))
+    kinds = (*WITH_SIGNS, "windows") if seed % 2 else WITH_SIGNS
+    compiled = compiled_of(random_case(random, random_net(random, 30, kinds)))
+    compiled = replace(compiled, graph=pairwise(compiled.graph), _cast={})
     for case in range(min(2, len(compiled.lower))):
         encoding = encoding_of(compiled, case)
         points = sample(random, compiled.lower[case], compiled.upper[case], 300)
@@ -196,6 +205,63 @@ def test_many_verdicts(first: int) -> None:
     assert found["sat"] >= 3 and found["unsat"] >= 3 and found["sat"] + found["unsat"] >= 24
 
 
+def test_pools() -> None:
+    found = agree(range(7202, 7210), 24, (*WITH_SIGNS, "windows", "windows", "windows"))
+    assert found["sat"] >= 1 and found["unsat"] >= 2 and found["sat"] + found["unsat"] >= 6
+
+
+def test_noise_around_a_jump() -> None:
+    """An enclosure that reaches 1e-17 beyond a jump has lines as steep as 1e17, which the solver would refuse."""
+    sign = Sign()
+    box = Interval(torch.tensor([[-1e-17]], dtype=torch.float64), torch.tensor([[1.0]], dtype=torch.float64))
+    for lines in settings(sign, [box]):
+        slopes = torch.cat([*lines.lower_slopes, *lines.upper_slopes])
+        assert float(slopes.abs().max()) <= 1e8
+        for x in (-1e-17, 0.0, 1e-17, 0.3, 1.0):
+            value = float(torch.tensor(x).sign())
+            assert lines.lower_intercept is not None and lines.upper_intercept is not None
+            assert float(lines.lower_slopes[0]) * x + float(lines.lower_intercept) <= value
+            assert float(lines.upper_slopes[0]) * x + float(lines.upper_intercept) >= value
+
+
+def steps(random: np.random.Generator) -> Graph:
+    """Of two inputs: Relus, then steps with levels in any order, then one margin without the last constant."""
+    builder = Builder()
+    x = builder.input("x", (2,))
+    weights = [torch.from_numpy(random.standard_normal(s)) for s in ((5, 2), (5,), (3, 5), (3,), (1, 3))]
+    hidden = builder.add(Relu(), builder.add(Linear(weights[0], weights[1]), x))
+    knots = torch.from_numpy(np.sort(random.standard_normal(3)))
+    step = Step(knots, torch.from_numpy(random.standard_normal(4)))
+    y = builder.add(step, builder.add(Linear(weights[2], weights[3]), hidden))
+    return builder.graph(builder.add(Linear(weights[4]), y))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_steps(seed: int) -> None:
+    """Proved just below what a fine grid attains, refuted just above; nothing is left open at a jump."""
+    random = np.random.default_rng(seed)
+    graph = steps(random)
+    grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 401, dtype=torch.float64)] * 2)
+    values = graph.evaluate([grid])[0][:, 0]
+    least = float(values.min())
+    for shift, wanted in ((-least + 1e-3, "unsat"), (-least - 1e-3, "sat")):
+        builder = Builder()
+        x = builder.input("x", (2,))
+        margin = builder.add(
+            Linear(torch.ones(1, 1).double(), torch.tensor([shift]).double()), *builder.include(graph, {0: x})
+        )
+        ends = torch.ones(1, 2, dtype=torch.float64)
+        strict = torch.zeros(1, dtype=torch.bool)
+        compiled = Compiled(
+            builder.graph(margin), -ends, ends, torch.zeros(1, 1, 1, dtype=torch.int64), strict
+        )
+        search = linear_search(compiled, Seen(compiled))
+        assert search is not None
+        found = search.run(time.monotonic() + 20)
+        assert (found is not None) == (wanted == "sat"), f"{shift}: {search.bound}, {search.finished}"
+        assert search.proved == (wanted == "unsat")
+
+
 def test_symmetric_intervals() -> None:
     """On a symmetric interval the upper line of |x| is level, on its parts it is not."""
     net = Net(1, (Layer("abs", (0,), 1, {}),))
@@ -221,8 +287,6 @@ def test_scaled_networks() -> None:
 
 def scaled(net: Net, scale: float) -> Net:
     """The first layer of a ReLU network larger, whatever reads its ReLUs smaller by as much."""
-    from dataclasses import replace
-
     layers = list(net.layers)
     first = layers[0]
     grow = {k: (np.asarray(v) * scale).astype(np.float32) for k, v in first.constants.items()}

@@ -5,6 +5,8 @@ The network's kinks become binaries with big-M constants from interval arithmeti
 
 from __future__ import annotations
 
+from functools import reduce
+
 import highspy
 import numpy as np
 
@@ -37,10 +39,13 @@ class Milp:
         self._require(case.formula, None)
         self.highs.changeColCost(next(iter(self.score[0])), 1.0)
 
-    def minimum(self) -> float:
-        """The least score; raises RuntimeError where HiGHS does not prove optimality."""
+    def minimum(self, enough: float = -np.inf) -> float:
+        """The least score, or one that some point has and that is at most `enough`; raises RuntimeError where HiGHS
+        proves neither."""
+        self.highs.setOptionValue("objective_target", max(enough, -highspy.kHighsInf))
         self.highs.run()
-        if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+        ends = (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kObjectiveTarget)
+        if self.highs.getModelStatus() not in ends:
             raise RuntimeError(f"HiGHS: {self.highs.getModelStatus()}")
         return float(self.highs.getInfo().objective_function_value)
 
@@ -112,7 +117,9 @@ class Milp:
                 pairs = zip(above_low, above_high, strict=True)
                 return [self._sum((1.0, a), (-1.0, b), shift=low) for a, b in pairs]
             case "pool":
-                return [self._largest(a, b) for a, b in zip(x[0::2], x[1::2], strict=True)]
+                return [reduce(self._largest, [x[j] for j in own]) for own in layer.windows()]
+            case "mean":
+                return [self._sum(*((1.0 / len(own), x[j]) for j in own)) for own in layer.windows()]
             case "add":
                 return [self._sum((1.0, a), (1.0, b)) for a, b in zip(*xs, strict=True)]
             case "max":

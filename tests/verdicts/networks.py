@@ -19,6 +19,11 @@ class Layer:
     size: int
     constants: dict[str, NDArray | float] = field(default_factory=dict)
 
+    def windows(self) -> list[range]:
+        """Which elements of the argument each element of a pool is made of."""
+        kernel, stride = int(self.constants["kernel"]), int(self.constants["stride"])
+        return [range(stride * k, stride * k + kernel) for k in range(self.size)]
+
 
 @dataclass(frozen=True, eq=False)
 class Net:
@@ -30,6 +35,17 @@ class Net:
     @property
     def outputs(self) -> int:
         return self.layers[-1].size
+
+    @property
+    def kinks(self) -> int:
+        """Piecewise-linear neurons; a clip counts twice, a maximum of k values k - 1 times."""
+        each = {"affine": 0, "add": 0, "concat": 0, "mean": 0, "clip": 2}
+        pools = {
+            i: int(layer.constants["kernel"]) - 1
+            for i, layer in enumerate(self.layers)
+            if layer.kind == "pool"
+        }
+        return sum(pools.get(i, each.get(layer.kind, 1)) * layer.size for i, layer in enumerate(self.layers))
 
     def evaluate(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Points [N, inputs] to outputs [N, outputs], in float64."""
@@ -54,8 +70,9 @@ def _evaluate(layer: Layer, xs: list[NDArray]) -> NDArray:
             return np.clip(x, float(c["low"]), float(c["high"]))
         case "sign":
             return np.sign(x)
-        case "pool":
-            return np.maximum(x[:, 0::2], x[:, 1::2])
+        case "pool" | "mean":
+            windows = np.stack([x[:, own] for own in layer.windows()], 1)
+            return windows.max(2) if layer.kind == "pool" else windows.mean(2)
         case "add":
             return x + xs[1]
         case "max":
@@ -70,9 +87,12 @@ def _evaluate(layer: Layer, xs: list[NDArray]) -> NDArray:
 KINDS = ("relu", "relu", "relu", "leaky", "abs", "clip", "pool", "max", "min")
 
 
-def random_net(random: np.random.Generator, kinks: int = 24, kinds: tuple[str, ...] = KINDS) -> Net:
-    """About `kinks` piecewise-linear neurons of the given kinds, with skip connections."""
-    inputs = int(random.integers(1, 4))
+def random_net(
+    random: np.random.Generator, kinks: int = 24, kinds: tuple[str, ...] = KINDS, most_inputs: int = 3
+) -> Net:
+    """About `kinks` piecewise-linear neurons of the given kinds, with skip connections. "windows" are max and average
+    pools of any size and overlap."""
+    inputs = int(random.integers(1, most_inputs + 1))
     layers: list[Layer] = []
     sizes = [inputs]
 
@@ -95,7 +115,16 @@ def random_net(random: np.random.Generator, kinks: int = 24, kinds: tuple[str, .
         kind = str(random.choice(kinds))
         if kind == "pool":
             current = affine(before, 2 * width)
-            current = add("pool", (current,), width)
+            current = add("pool", (current,), width, kernel=2, stride=2)
+        elif kind == "windows":
+            kernel, stride = int(random.integers(2, 5)), int(random.integers(1, 4))
+            current = affine(before, (width - 1) * stride + kernel)
+            if random.random() < 0.5:
+                current = add("relu", (current,), sizes[current])
+                left -= sizes[current]
+            pool = str(random.choice(["pool", "mean"]))
+            current = add(pool, (current,), width, kernel=kernel, stride=stride)
+            left -= (kernel - 2) * width if pool == "pool" else -width  # counted once more below
         elif kind in ("max", "min"):
             current = add(kind, (current, affine(before, width)), width)
         elif kind == "clip":
@@ -139,11 +168,13 @@ def to_onnx(net: Net) -> bytes:
             case "clip":
                 ends = [constant(f"{k}{i}", np.float32(c[k])) for k in ("low", "high")]
                 nodes.append(helper.make_node("Clip", [*xs, *ends], [y]))
-            case "pool":
-                shape = constant(f"s{i}", np.array([1, 1, 2 * layer.size], np.int64))
+            case "pool" | "mean":
+                shape = constant(f"s{i}", np.array([1, 1, -1], np.int64))
                 back = constant(f"t{i}", np.array([1, layer.size], np.int64))
+                kind = "MaxPool" if layer.kind == "pool" else "AveragePool"
+                sizes = {"kernel_shape": [int(c["kernel"])], "strides": [int(c["stride"])]}
                 nodes.append(helper.make_node("Reshape", [xs[0], shape], [f"r{i}"]))
-                nodes.append(helper.make_node("MaxPool", [f"r{i}"], [f"p{i}"], kernel_shape=[2], strides=[2]))
+                nodes.append(helper.make_node(kind, [f"r{i}"], [f"p{i}"], **sizes))
                 nodes.append(helper.make_node("Reshape", [f"p{i}", back], [y]))
             case "concat":
                 nodes.append(helper.make_node("Concat", xs, [y], axis=1))
@@ -206,6 +237,18 @@ def _text(formula: Join | Leaf, names: list[str]) -> str:
         return f"({sign.replace('<', '>')} {names[first]} {formula.constant!s})"
     terms = " ".join(f"(* {c!s} {names[i]})" for i, c in formula.terms)
     return f"({sign} (+ {terms} {formula.constant!s}) 0)"
+
+
+LARGER_KINDS = ("relu", "relu", "relu", "sign", "windows", "windows", "leaky", "clip")
+
+
+def larger_case(seed: int) -> Case:
+    """At most 60 kinks and 12 inputs, with residual connections, pools of both kinds and signs."""
+    random = np.random.default_rng(seed)
+    while True:
+        net = random_net(random, int(random.integers(8, 56)), LARGER_KINDS, most_inputs=12)
+        if net.kinks <= 60:
+            return random_case(random, net)
 
 
 def random_case(random: np.random.Generator, net: Net) -> Case:

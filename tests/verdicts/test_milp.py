@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 import verifier
 from tests.verdicts.milp import Milp
-from tests.verdicts.networks import Case, random_case, random_net, score, to_onnx
+from tests.verdicts.networks import Case, larger_case, random_case, random_net, score, to_onnx
 from verifier.options import Options
 from verifier.results import Result, Status
 from verifier.specs.evaluator import satisfies
@@ -19,6 +20,8 @@ from verifier.specs.load import parse_query
 
 NEAR = 1e-4
 """Scores closer to zero than this may be decided either way by float32 and by the solver's tolerances."""
+CLEAR = 1e-2
+"""Below minus this, where exactly the least score is does not matter."""
 OPTIONS = Options(timeout=60, max_domains=4000, batch_size=1024)
 PROOF_ONLY = Options(timeout=60, max_domains=4000, batch_size=1024, attack=False)
 
@@ -44,13 +47,19 @@ def check(case: Case, result: Result, least: float, complete: bool = True) -> st
     return result.status.value
 
 
-def run(seeds: range, options: Options, complete: bool = True) -> Counter[str]:
+def small_case(seed: int) -> Case:
+    random = np.random.default_rng(seed)
+    return random_case(random, random_net(random))
+
+
+def run(
+    seeds: range, options: Options, complete: bool = True, make: Callable[[int], Case] = small_case
+) -> Counter[str]:
     found: Counter[str] = Counter()
     for seed in seeds:
-        random = np.random.default_rng(seed)
-        case = random_case(random, random_net(random))
+        case = make(seed)
         result = verifier.verify(to_onnx(case.net), parse_query(case.text()), options=options)
-        found[check(case, result, Milp(case).minimum(), complete)] += 1
+        found[check(case, result, Milp(case).minimum(-CLEAR), complete)] += 1
     return found
 
 
@@ -89,6 +98,26 @@ def test_splitting_activations(dtype) -> None:
 @pytest.mark.parametrize("first", range(3200, 3400, 50))
 def test_splitting_activations_often(first: int) -> None:
     run(range(first, first + 50), ACTIVATION, complete=False)
+
+
+def test_up_to_sixty_neurons() -> None:
+    found = run(range(11, 19), Options(timeout=60), make=larger_case)
+    assert found["sat"] >= 2 and found["unsat"] >= 2
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("attack", [True, False])
+@pytest.mark.parametrize("first", range(0, 300, 20))
+def test_up_to_sixty_neurons_often(first: int, attack: bool) -> None:
+    """Residual connections, average and max pools, and signs, with up to 12 inputs."""
+    found = run(range(first, first + 20), Options(timeout=60, attack=attack), make=larger_case)
+    assert found["sat"] >= 3 and found["unsat"] >= 3
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("first", range(0, 300, 20))
+def test_up_to_sixty_neurons_split_by_activation(first: int) -> None:
+    run(range(first, first + 20), ACTIVATION, complete=False, make=larger_case)
 
 
 def test_oracle_finds_what_presolve_loses() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -112,3 +112,21 @@ class Builder:
         if not isinstance(op, Constant):  # pragma: no cover - `_append` folds everything that is not variable
             raise TypeError("A folded value is always a Constant.")
         return op.value
+
+
+def rewritten(graph: Graph, replacement: Callable[[Builder, int, list[Value]], Value | None]) -> Graph:
+    """A copy of `graph` with the nodes changed for which `replacement`, called with their position and arguments, adds
+    something else (None keeps a node); inputs and constants stay."""
+    builder = Builder()
+    values: dict[int, Value] = {}
+    for i, node in enumerate(graph.nodes):
+        builder.at(node.source)
+        if isinstance(node.op, Input):
+            values[i] = builder.input(node.name, node.shape)
+        elif isinstance(node.op, Constant):
+            values[i] = builder.constant(node.op.value, node.name)
+        else:
+            arguments = [values[j] for j in node.inputs]
+            changed = replacement(builder, i, arguments)
+            values[i] = builder.add(node.op, *arguments, name=node.name) if changed is None else changed
+    return builder.graph(*[values[i] for i in graph.outputs])

@@ -264,6 +264,10 @@ class Elementwise(Op):
 
     relaxation_error: int = 8
 
+    jumps: bool = False
+    """True where f is discontinuous, at branching points only: there the closed halves do not determine it, but the
+    open ones and the point do."""
+
     def output_shape(self, *shapes: Shape) -> Shape:
         if any(s != shapes[0] for s in shapes):
             raise ValueError(f"{type(self).__name__} takes arguments of one shape, got {shapes}.")

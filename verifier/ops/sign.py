@@ -21,6 +21,7 @@ class Sign(Univariate):
     line through (0, sign l) may rise until (u, sign u), and likewise above.
     """
 
+    jumps = True
     no_derivative = "it is constant but for a jump at 0, where there is no derivative"
 
     def forward(self, *xs: Tensor) -> Tensor:

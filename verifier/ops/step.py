@@ -22,6 +22,7 @@ class Step(Univariate):
 
     knots: Tensor
     levels: Tensor
+    jumps = True
     no_derivative = "it is constant but for jumps, where there is no derivative"
 
     def forward(self, *xs: Tensor) -> Tensor:

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.lines import sane
-from verifier.graph import Elementwise, Interval, Relaxation
+from verifier.graph import Elementwise, Interval, Parameter, Relaxation
 from verifier.graph.op import negligible
+
+STEEPEST = 1e8
+"""Slopes are no steeper where the operator has a choice: near a jump they have no limit, and solvers refuse 1e15."""
 
 
 def settings(op: Elementwise, boxes: Sequence[Interval]) -> list[Relaxation]:
@@ -17,13 +20,17 @@ def settings(op: Elementwise, boxes: Sequence[Interval]) -> list[Relaxation]:
     the parameters can reach. Intercepts are widened by the lines' rounding and never None."""
     parameters = op.parameters(*boxes)
     chosen: list[Mapping[str, Tensor]] = [
-        {name: p.lower for name, p in parameters.items()},
-        {name: p.upper for name, p in parameters.items()},
-        {name: p.value for name, p in parameters.items()},
+        {name: _tamed(getattr(p, end), p) for name, p in parameters.items()}
+        for end in ("lower", "upper", "value")
     ]
     return [
         _widened(op, sane(op.relax(own, *boxes)), boxes) for own in (chosen if parameters else chosen[:1])
     ]
+
+
+def _tamed(value: Tensor, parameter: Parameter) -> Tensor:
+    """The value, or the nearest to it in the parameter's range that is not too steep."""
+    return value.clamp(-STEEPEST, STEEPEST).clamp(parameter.lower, parameter.upper)
 
 
 def _widened(op: Elementwise, lines: Relaxation, boxes: Sequence[Interval]) -> Relaxation:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Elementwise, Interval
-from verifier.ops.sign import Sign
 from verifier.solvers.encoding import Block, Encoding
 from verifier.solvers.lines import line_end, line_slopes, settings
 from verifier.solvers.program import Pattern, Program, Vector
@@ -111,7 +110,7 @@ class Programs:
         found = settings(op, boxes)
         open_, points = split_points(op, boxes)
         value = op.forward(*points)
-        jump = (upper - lower)[:, block.result] if isinstance(op, Sign) else None
+        jump = (upper - lower)[:, block.result] if op.jumps else None
         sides = []
         for above, kept in ((False, block.lower), (True, block.upper)):
             setting, neuron = kept.nonzero(as_tuple=True)
@@ -139,8 +138,6 @@ def split_points(op: Elementwise, boxes: Sequence[Interval]) -> tuple[Tensor, li
     open_ = torch.zeros_like(points[0], dtype=torch.bool)
     for k, (point, box) in enumerate(zip(points, boxes, strict=True)):
         # A jump at an end is split too: the end itself is a part of its own.
-        inside = (
-            (point > box.lower) & (point < box.upper) if not isinstance(op, Sign) else box.lower < box.upper
-        )
+        inside = box.lower < box.upper if op.jumps else (point > box.lower) & (point < box.upper)
         open_ |= op.refinable(k, *boxes) & inside
     return open_, points

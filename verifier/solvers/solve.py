@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,12 +16,14 @@ from verifier.graph import Affine, Elementwise, Graph
 from verifier.graph.op import Constant, Input
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu
 from verifier.ops.sign import Sign
+from verifier.ops.step import Step
 from verifier.results import Counterexample
 from verifier.sets import Box
 from verifier.solvers.encoding import Encoding, NotFinite, encode
 from verifier.solvers.programs import Programs
 from verifier.solvers.tree import Tree
 from verifier.specs.compile import Compiled
+from verifier.transforms.pairwise import pairwise
 
 Attempt = Callable[[Tensor, Tensor], Counterexample | None]
 """Points [M, n_in] that may be counterexamples, with their cases [M]."""
@@ -129,6 +132,7 @@ def linear_search(
     compiled: Compiled, attempt: Attempt, deadline: float = math.inf, memory: int = 1 << 30
 ) -> LinearSearch | None:
     """A search by linear programs where the query is small enough for them, else None."""
+    compiled = replace(compiled, graph=pairwise(compiled.graph), _cast={})
     graph = compiled.graph_on(torch.float64, torch.device("cpu"))
     if not _supported(graph) or int((compiled.clauses >= 0).any(2).sum()) > MAX_GOALS:
         return None
@@ -168,7 +172,7 @@ def worthwhile(graph: Graph, compiled: Compiled, bounds: Bounds) -> bool:
 def _supported(graph: Graph) -> bool:
     """Only piecewise-linear operators: of others no part ever becomes exact, and splitting inputs is as good."""
     ops = [graph.nodes[i].op for i in graph.ancestors(graph.outputs[0])]
-    kinked = Relu | PRelu | PiecewiseLinear | Sign
+    kinked = Relu | PRelu | PiecewiseLinear | Sign | Step
     known = all(isinstance(op, Affine | Constant | Input | kinked) for op in ops)
     values = sum(graph.nodes[i].numel for i in graph.ancestors(graph.outputs[0]) if _is_elementwise(graph, i))
     return known and len(graph.inputs) == 1 and values <= MAX_VALUES

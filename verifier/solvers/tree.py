@@ -6,7 +6,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from verifier.graph import Elementwise
-from verifier.ops.sign import Sign
+from verifier.graph import Elementwise, Interval
 from verifier.results import Counterexample
 from verifier.solvers.encoding import Block
 from verifier.solvers.highs import PRIMAL, Proposal, Simplex
@@ -32,6 +31,8 @@ SQUEEZED = 40
 ROUNDS = 3
 """rounds, which go on while one closes this part of the distance to zero:"""
 WORTH = 0.25
+INSIDE = (0.1, 1e-4)
+"""How far from its ends points of a part are sought, relative to its width."""
 NEGLIGIBLE = 0.05
 """Ends that would move by less than this part of the range are left alone."""
 
@@ -72,6 +73,8 @@ class Tree:
         self._attempt, self._deadline = attempt, deadline
         self._encoding = programs.encoding
         self._sizes = [len(block.places) for block in self._encoding.blocks]
+        jumps = [block.arguments.flatten() for block in self._encoding.blocks if self._op(block).jumps]
+        self._jumps = torch.cat([torch.zeros(0, dtype=torch.int64), *jumps]).unique().numpy()
         self._simplex = Simplex()
         self._primal = Simplex(PRIMAL)
         self._near = 0.4
@@ -114,7 +117,9 @@ class Tree:
                 self._fresh = False
                 if found is not None:
                     return found
-            self._settle()
+            found = self._settle()
+            if found is not None:
+                return found
             while self._heap and time.monotonic() < until:
                 taken = [heapq.heappop(self._heap)[2] for _ in range(min(WIDTH, len(self._heap)))]
                 parts = [self._split(leaf) for leaf in taken]
@@ -139,19 +144,41 @@ class Tree:
         """Boxes of columns [P, C] that cover the leaf."""
         block, k = self._place(leaf.neuron)
         column, point = self._cut(leaf, block, k)
-        op = self._encoding.graph.nodes[block.node].op
-        if isinstance(op, Sign):
-            return _sides_of_jump(leaf, column, int(block.result[k]))
+        if self._op(block).jumps:
+            return self._sides_of_jump(leaf, block, k, point)
         lower, upper = leaf.lower.repeat(2, 1), leaf.upper.repeat(2, 1)
         upper[0, column] = point
         lower[1, column] = point
         return lower, upper
 
-    def _cut(self, leaf: Leaf, block: Block, k: int) -> tuple[int, Tensor]:
-        """The argument's column to split, and where: of several arguments the widest."""
+    def _op(self, block: Block) -> Elementwise:
         node = self._encoding.graph.nodes[block.node]
         if not isinstance(node.op, Elementwise):
             raise TypeError(f"{node.name} is not elementwise.")
+        return node.op
+
+    def _sides_of_jump(self, leaf: Leaf, block: Block, k: int, point: Tensor) -> tuple[Tensor, Tensor]:
+        """The argument below a jump, at it, and above. Its parts are closed, but the results are those of the open
+        half-spaces: together they cover every point of the network."""
+        column, result, place = int(block.arguments[0, k]), int(block.result[k]), int(block.places[k])
+        lower, upper = leaf.lower.repeat(3, 1), leaf.upper.repeat(3, 1)
+        upper[:2, column], lower[1:, column] = point, point
+        infinity = torch.full_like(point, torch.inf)
+        first = torch.stack([leaf.lower[column], point, point.nextafter(infinity)])
+        last = torch.stack([point.nextafter(-infinity), point, leaf.upper[column]])
+        alive = first <= last
+        shape = self._encoding.graph.nodes[block.node].shape
+        box = Interval(torch.minimum(first, last), torch.maximum(first, last))
+        values = self._op(block).interval(box.map(lambda t: t.view(3, *[1] * len(shape)).expand(3, *shape)))
+        low, high = values.map(lambda t: t.flatten(1)[:, place])
+        lower[:, result] = torch.maximum(lower[:, result], low)
+        upper[:, result] = torch.minimum(upper[:, result], high)
+        alive &= lower[:, result] <= upper[:, result]
+        return lower[alive], upper[alive]
+
+    def _cut(self, leaf: Leaf, block: Block, k: int) -> tuple[int, Tensor]:
+        """The argument's column to split, and where: of several arguments the widest."""
+        node = self._encoding.graph.nodes[block.node]
         boxes = []
         for j, columns in zip(node.inputs, block.arguments, strict=True):
             full = self._encoding.bounds[j].map(lambda t: t.flatten(1).clone())
@@ -160,7 +187,7 @@ class Tree:
                 leaf.upper[columns],
             )
             boxes.append(full.map(lambda t, j=j: t.view(1, *self._encoding.graph.nodes[j].shape)))
-        _, points = split_points(node.op, boxes)
+        _, points = split_points(self._op(block), boxes)
         place = int(block.places[k])
         widths = [float((b.upper - b.lower).flatten()[place]) for b in boxes]
         widest = widths.index(max(widths))
@@ -177,23 +204,22 @@ class Tree:
             found = self._solve(lower[k], upper[k], program, gaps[k], owner)
             if found is not None:
                 left.append(found)
-        points = [s.proposal.point for s in left if s.proposal.point is not None]
-        if points:
-            inputs = self._encoding.points(torch.from_numpy(np.stack(points)))
-            found = self._attempt(inputs)
-            if found is not None:
-                return found
         self._pending.extend(left)
-        self._settle()
-        return None
+        return self._tried([s.proposal.point for s in left]) or self._settle()
 
-    def _settle(self) -> None:
+    def _tried(self, columns: Sequence[Vector | None]) -> Counterexample | None:
+        points = [p for p in columns if p is not None]
+        return self._attempt(self._encoding.points(torch.from_numpy(np.stack(points)))) if points else None
+
+    def _settle(self) -> Counterexample | None:
         """Squeezes what is pending where that is promising; what is left at the turn's end waits for the next."""
-        while self._pending and self._left() > 0:
+        found = None
+        while self._pending and self._left() > 0 and found is None:
             solved = self._pending.pop()
             squeezed = self._squeeze(solved) if self._promising(solved) else solved
             if squeezed is not None:
-                self._push(squeezed)
+                found = self._push(squeezed)
+        return found
 
     def _solve(
         self, lower: Tensor, upper: Tensor, program: Program, gaps: Vector, owner: Leaf
@@ -212,16 +238,31 @@ class Tree:
             costs = self.programs.costs(gaps, np.ones(program.pattern.shape[0]))
         return _Solved(lower, upper, program, proposal, costs, bound)
 
+    def _inside(self, solved: _Solved) -> list[Vector]:
+        """Points of a part that nothing can split any more, away from the jumps at its ends: there the network's values
+        are not those of the part."""
+        found = []
+        for share in INSIDE if len(self._jumps) else ():
+            lower, upper = solved.program.lower.copy(), solved.program.upper.copy()
+            width = (upper - lower)[self._jumps]
+            lower[self._jumps] += share * width
+            upper[self._jumps] -= share * width
+            moved = replace(solved.program, lower=lower, upper=upper)
+            point = self._simplex.solve(moved, solved.proposal.basis, self._left()).point
+            found += [] if point is None else [point]
+        return found
+
     def _closed(self, bound: float) -> bool:
         return bound > 0 or (self.strict and bound >= 0)
 
-    def _push(self, solved: _Solved) -> None:
+    def _push(self, solved: _Solved) -> Counterexample | None:
         neuron = int(solved.costs.argmax()) if len(solved.costs) else -1
         if neuron < 0 or solved.costs[neuron] <= 0:
             self.stuck = min(self.stuck, solved.bound)
-            return
+            return self._tried([solved.proposal.point, *self._inside(solved)])
         leaf = Leaf(solved.lower, solved.upper, solved.bound, neuron, solved.proposal.basis)
         heapq.heappush(self._heap, (solved.bound, next(self._counter), leaf))
+        return None
 
     def _left(self) -> float:
         """Seconds of this turn; the root's squeezing waits for the next one."""
@@ -316,17 +357,3 @@ class _Ends:
         k = int(np.where(self.open, self.last, np.inf).argmin())
         self.open[k] = False
         return int(self.columns[k]), float(self.sign[k])
-
-
-def _sides_of_jump(leaf: Leaf, column: int, result: int) -> tuple[Tensor, Tensor]:
-    """A sign's argument below zero with the result -1, at zero with 0, above with 1. The parts are closed, but the
-    results are those of the open half-spaces: together they cover every point of the network."""
-    lower, upper = leaf.lower.repeat(3, 1), leaf.upper.repeat(3, 1)
-    upper[0, column], lower[2, column] = 0.0, 0.0
-    lower[1, column] = upper[1, column] = 0.0
-    values = torch.tensor([-1.0, 0.0, 1.0], dtype=lower.dtype)
-    low, high = leaf.lower[column], leaf.upper[column]
-    alive = torch.stack([low < 0, (low <= 0) & (high >= 0), high > 0])
-    alive &= (values >= leaf.lower[result]) & (values <= leaf.upper[result])
-    lower[:, result] = upper[:, result] = values
-    return lower[alive], upper[alive]

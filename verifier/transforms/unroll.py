@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from verifier.graph import Builder, Graph, Value
-from verifier.graph.op import Constant, Input
+from verifier.graph.builder import rewritten
 from verifier.ops.movement import Concat, reshape, take
 from verifier.ops.repeat import Repeat
 
@@ -13,23 +13,18 @@ def unroll(graph: Graph) -> Graph:
     result of a loop they take (the same body object and arguments) share the rounds."""
     if not any(isinstance(node.op, Repeat) for node in graph.nodes):
         return graph
-    builder = Builder()
-    values: dict[int, Value] = {}
     loops: dict[tuple[int, int, tuple[int, ...]], list[list[Value]]] = {}
-    for i, node in enumerate(graph.nodes):
-        builder.at(node.source)
-        if isinstance(node.op, Input):
-            values[i] = builder.input(node.name, node.shape)
-        elif isinstance(node.op, Constant):
-            values[i] = builder.constant(node.op.value, node.name)
-        elif isinstance(node.op, Repeat):
-            key = (id(node.op.body), node.op.trips, node.inputs)
-            if key not in loops:
-                loops[key] = _rounds(builder, node.op, [values[j] for j in node.inputs])
-            values[i] = _result(builder, node.op, loops[key])
-        else:
-            values[i] = builder.add(node.op, *[values[j] for j in node.inputs], name=node.name)
-    return builder.graph(*[values[i] for i in graph.outputs])
+
+    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
+        op = graph.nodes[i].op
+        if not isinstance(op, Repeat):
+            return None
+        key = (id(op.body), op.trips, graph.nodes[i].inputs)
+        if key not in loops:
+            loops[key] = _rounds(builder, op, arguments)
+        return _result(builder, op, loops[key])
+
+    return rewritten(graph, replacement)
 
 
 def _rounds(builder: Builder, loop: Repeat, arguments: list[Value]) -> list[list[Value]]:
