@@ -139,11 +139,11 @@ def test_multipliers_of_cuts_are_sound_and_help(activation: str, dtype: torch.dt
         center[0, 2] - 0.1,
         center[0, 2] + 0.1,
     )
-    cuts = {node: Interval(low, high)}
+    splits = {node: Interval(low, high)}
     index = torch.arange(3).unsqueeze(0)
     rows = Rows(index, torch.ones(1, 3, dtype=dtype), (3,))
     plain = FinalPass(graph, [box], graph.outputs[0], rows, 3, bounds).ascend(AscentOptions(30, 0.1, 0.97))
-    split = FinalPass(graph, [box], graph.outputs[0], rows, 3, bounds, cuts).ascend(
+    split = FinalPass(graph, [box], graph.outputs[0], rows, 3, bounds, splits).ascend(
         AscentOptions(30, 0.1, 0.97)
     )
     generator = torch.Generator().manual_seed(0)
@@ -203,7 +203,7 @@ def test_store_forgets_what_can_be_recomputed() -> None:
     store = Store(budget=0)
     store.push(domains)
     taken = store.take(4)
-    assert not taken.known and taken.cuts
+    assert not taken.known and taken.splits
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -225,9 +225,9 @@ def test_halves_cover_their_subdomain(seed: int, kind: str) -> None:
     covered = torch.zeros(len(x), dtype=torch.bool)
     for d in range(len(domains)):
         mine = ((x >= domains.lower[d]) & (x <= domains.upper[d])).all(1)
-        for node, cut in domains.cuts.items():
+        for node, split in domains.splits.items():
             value = graph.evaluate([x], keep=[node])[0]
-            mine &= ((value >= cut.lower[d]) & (value <= cut.upper[d])).all(1)
+            mine &= ((value >= split.lower[d]) & (value <= split.upper[d])).all(1)
         covered |= mine
     assert bool(covered.all())
 
@@ -344,7 +344,7 @@ def test_halves_start_from_the_bound_of_the_whole(activation: str) -> None:
                 known = {i: b.index(open_) for i, b in known.items()}
                 rest = replace(rest, known=known, warm=left.warm)
                 domains, _ = ActivationBrancher(bounder, 1).branch(rest, left)
-                if not len(domains) or not domains.cuts:
+                if not len(domains) or not domains.splits:
                     break
                 assert (still.bound(domains).score >= left.score.repeat(2) - 1e-9).all()
                 tried += len(domains)

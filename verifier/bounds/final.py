@@ -21,9 +21,9 @@ from verifier.graph import Elementwise, Graph, Interval, Parameter, Relaxation
 from verifier.graph.coefficients import Coefficients, Dense
 from verifier.sets import InputSet
 
-LOW, HIGH = "multiplier of the lower cut", "multiplier of the upper cut"
+LOW, HIGH = "multiplier of the lower split", "multiplier of the upper split"
 
-Cuts = Mapping[int, Interval]
+Splits = Mapping[int, Interval]
 """Split constraints: node to [B, *shape] ends, infinite where there is no constraint."""
 
 
@@ -57,7 +57,7 @@ class FinalPass:
     rows: Coefficients
     count: int
     bounds: Bounds
-    cuts: Cuts = field(default_factory=dict)
+    splits: Splits = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -76,8 +76,8 @@ class FinalPass:
 
     @cached_property
     def constrained(self) -> dict[int, Interval]:
-        """1 where a cut is a constraint and 0 where it is not, per end."""
-        return {i: c.map(lambda t: t.isfinite().to(t.dtype)) for i, c in self.cuts.items()}
+        """1 where a split is a constraint and 0 where it is not, per end."""
+        return {i: c.map(lambda t: t.isfinite().to(t.dtype)) for i, c in self.splits.items()}
 
     def _boxes(self, node: int) -> list[Interval]:
         return [self.bounds[k] for k in self.graph.nodes[node].inputs]
@@ -89,21 +89,21 @@ class FinalPass:
         start: dict[int, Coefficients] = {self.target: self.rows}
         shift: Tensor | float = 0.0
         slack: Tensor | float = 0.0
-        for node, cut in self.cuts.items():
+        for node, ends in self.splits.items():
             own = leaves.get((self.target, node), {})
             if LOW not in own and HIGH not in own:
                 continue
             low, high = self._multipliers(own, node)
-            start[node] = Dense((high - low).expand(self.batch, -1, *cut.lower.shape[1:]))
-            terms = [low * _finite(cut.lower).unsqueeze(1), -high * _finite(cut.upper).unsqueeze(1)]
+            start[node] = Dense((high - low).expand(self.batch, -1, *ends.lower.shape[1:]))
+            terms = [low * _finite(ends.lower).unsqueeze(1), -high * _finite(ends.upper).unsqueeze(1)]
             shift = shift + sum(t.flatten(2).sum(2) for t in terms)
             if rounding:
                 size = sum(t.abs().flatten(2).sum(2) for t in terms)
-                units = cut.lower[0].numel() + len(self.cuts) + 4
+                units = ends.lower[0].numel() + len(self.splits) + 4
                 slack = slack + units * torch.finfo(low.dtype).eps * size
         lines = {j: self._relax(j, op, leaves.get((self.target, j), {})) for j, op in self.operators.items()}
         plane = backward(self.graph, start, lines, self.bounds, rounding, record)
-        if self.cuts:
+        if self.splits:
             error = plane.error if plane.error is None else plane.error + slack
             plane = LinearBound(plane.coefficients, plane.constant + shift, error)
         return plane, plane.minimum(self.graph, self.sets).expand(self.batch, -1)
@@ -153,7 +153,7 @@ class FinalPass:
         best: Best | None = None
         step = 0
         while True:
-            seen = dict.fromkeys(self.cuts, torch.empty(0)) if step == 0 else None
+            seen = dict.fromkeys(self.splits, torch.empty(0)) if step == 0 else None
             with torch.enable_grad():
                 _, lower = self.run(leaves, rounding=False, record=seen)
                 total = lower[lower.isfinite()].sum()
@@ -189,16 +189,16 @@ class FinalPass:
                     scales.setdefault((self.target, j), {})[name] = torch.nan_to_num(
                         width, nan=0.0, posinf=1.0
                     )
-        if self.cuts:
+        if self.splits:
             self._start_multipliers(warm, leaves, scales)
         return leaves, scales
 
     def _start_multipliers(self, warm: Leaves, leaves: Leaves, scales: Leaves) -> None:
         """Multipliers start at zero where `warm` has none."""
-        for node, cut in self.cuts.items():
+        for node, ends in self.splits.items():
             key = (self.target, node)
             shape = (self.batch, 1, self.count, *self.graph.nodes[node].shape)
-            for name, end in ((LOW, cut.lower), (HIGH, cut.upper)):
+            for name, end in ((LOW, ends.lower), (HIGH, ends.upper)):
                 if not bool(end.isfinite().any()):
                     continue
                 first = warm.get(key, {}).get(name)

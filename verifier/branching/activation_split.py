@@ -90,7 +90,7 @@ class ActivationBrancher:
         self, domains: Domains, bounded: Bounded, nodes: list[int], places: Tensor
     ) -> tuple[Domains, Domains]:
         """The subdomains with x <= point and with x >= point for the neuron at `places` [M] among all of `nodes`."""
-        halves = [(dict(domains.cuts), {k: dict(own) for k, own in domains.warm.items()}) for _ in range(2)]
+        halves = [(dict(domains.splits), {k: dict(own) for k, own in domains.warm.items()}) for _ in range(2)]
         start = 0
         for i in nodes:
             shape = self.bounder.graph.nodes[i].shape
@@ -100,10 +100,10 @@ class ActivationBrancher:
                 column = places[mine] - start
                 point = self._points(i, bounded, len(domains)).flatten(1)[mine, column]
                 whole = bounded.bounds[i].expand(len(domains)).index(mine)
-                for high, (cuts, warm) in enumerate(halves):
+                for high, (splits, warm) in enumerate(halves):
                     half = _half(whole, column, point, bool(high))
-                    cuts[i] = _cut(
-                        domains.cuts.get(i) or Interval.everything(len(domains), half.lower),
+                    splits[i] = _constrained(
+                        domains.splits.get(i) or Interval.everything(len(domains), half.lower),
                         half,
                         mine,
                         column,
@@ -114,7 +114,7 @@ class ActivationBrancher:
                         key = (self.bounder.target, i)
                         add_multipliers(warm, key, values, (mine, column), like)
             start += size
-        first, second = [replace(domains, cuts=cuts, warm=warm) for cuts, warm in halves]
+        first, second = [replace(domains, splits=splits, warm=warm) for splits, warm in halves]
         return first, second
 
     def _points(self, node: int, bounded: Bounded, batch: int) -> Tensor:
@@ -135,12 +135,12 @@ def _half(whole: Interval, column: Tensor, point: Tensor, high: bool) -> Interva
     return Interval(moved, whole.upper) if high else Interval(whole.lower, moved)
 
 
-def _cut(cut: Interval, half: Interval, rows: Tensor, column: Tensor) -> Interval:
-    """The constraints `cut` [M, *shape] with those of one more element, both of its ends: the other end held before
+def _constrained(splits: Interval, half: Interval, rows: Tensor, column: Tensor) -> Interval:
+    """The constraints `splits` [M, *shape] with those of one more element, both of its ends: the other end held before
     the split too, and its multiplier takes the place of the line that the split makes exact."""
     every = torch.arange(len(rows), device=rows.device)
     ends = [end.flatten(1)[every, column] for end in half]
-    lower, upper = cut.lower.flatten(1).clone(), cut.upper.flatten(1).clone()
+    lower, upper = splits.lower.flatten(1).clone(), splits.upper.flatten(1).clone()
     lower[rows, column] = torch.maximum(lower[rows, column], ends[0])
     upper[rows, column] = torch.minimum(upper[rows, column], ends[1])
-    return Interval(lower.view_as(cut.lower), upper.view_as(cut.upper))
+    return Interval(lower.view_as(splits.lower), upper.view_as(splits.upper))

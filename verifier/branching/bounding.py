@@ -145,14 +145,14 @@ class Bounder:
         return {i: bounded.bounds[i].expand(count) for i in self.split_nodes if i in bounded.bounds}
 
     def _enclosures(self, domains: Domains, dtype: torch.dtype) -> tuple[dict[int, Interval], Tensor]:
-        """What is known of inner nodes, cut constraints included, and which subdomains [M] the cuts leave empty."""
+        """What is known of inner nodes, split constraints included, and which subdomains [M] the splits leave empty."""
         known = {i: b.index(domains.case).narrow(dtype) for i, b in self.root.items()}
         for i, b in domains.known.items():
             own = b.narrow(dtype)
             known[i] = own.intersect(known[i]) if i in known else own
         empty = torch.zeros(len(domains), dtype=torch.bool, device=self.device)
-        for i, cut in domains.cuts.items():
-            ends = cut.to(dtype)
+        for i, split in domains.splits.items():
+            ends = split.to(dtype)
             if i in known:
                 empty |= ((ends.lower > known[i].upper) | (ends.upper < known[i].lower)).flatten(1).any(1)
                 known[i] = known[i].intersect(ends)
@@ -170,7 +170,7 @@ class Bounder:
         return torch.where(empty, torch.inf, margin).double()
 
     def _inner(self, domains: Domains, dtype: torch.dtype) -> tuple[list[InputSet], Bounds, Tensor]:
-        """The boxes, enclosures of all nodes below the target, and which subdomains [M] the cuts leave empty."""
+        """The boxes, enclosures of all nodes below the target, and which subdomains [M] the splits leave empty."""
         graph, options = self._graph(dtype), self.options
         box = Interval(domains.lower, domains.upper).narrow(dtype)
         sets: list[InputSet] = [Box(box.lower, box.upper)]
@@ -181,7 +181,7 @@ class Bounder:
         return sets, inner_bounds(graph, sets, below, known, effort=effort), empty
 
     def _final(self, domains: Domains, dtype: torch.dtype) -> tuple[FinalPass, _Packed, Tensor]:
-        """The final pass on the inner enclosures, its rows, and which subdomains [M] the cuts leave empty."""
+        """The final pass on the inner enclosures, its rows, and which subdomains [M] the splits leave empty."""
         graph = self._graph(dtype)
         last = graph.nodes[self.target]
         sets, bounds, empty = self._inner(domains, dtype)
@@ -189,8 +189,8 @@ class Bounder:
         packed = self._pack(domains)
         scale = torch.ones(packed.atoms.shape, dtype=dtype, device=self.device)
         rows = Rows(packed.atoms.clamp(min=0), scale, last.shape)
-        cuts = {i: c.to(dtype) for i, c in domains.cuts.items()}
-        return FinalPass(graph, sets, self.target, rows, packed.atoms.shape[1], bounds, cuts), packed, empty
+        splits = {i: c.to(dtype) for i, c in domains.splits.items()}
+        return FinalPass(graph, sets, self.target, rows, packed.atoms.shape[1], bounds, splits), packed, empty
 
     def _pass(self, domains: Domains, dtype: torch.dtype) -> tuple[Bounded, Tensor]:
         final, packed, empty = self._final(domains, dtype)
@@ -209,7 +209,7 @@ class Bounder:
 
     def _improve(self, final: FinalPass, packed: _Packed, warm: Leaves, record: list[int]) -> Ascent:
         """The plain bound; where it refutes too little and nothing was optimised before, the optimised one."""
-        if final.cuts or warm:
+        if final.splits or warm:
             return final.ascend(self.options.ascent, warm, record)
         plain = final.ascend(AscentOptions(steps=0), record=record)
         width = packed.table.shape[2]

@@ -20,7 +20,7 @@ class Domains:
 
     `lower`, `upper` float64 [M, n_in] are their input boxes, `case` int64 [M] the case each belongs to, `open`
     bool [M, D] the disjuncts of its clause that are not refuted yet, `bound` float64 [M] a proved lower bound of
-    the score (negative infinity before the first). `cuts` holds the constraints that splits put on inner nodes,
+    the score (negative infinity before the first). `splits` holds the constraints that splits put on inner nodes,
     [M, *shape] with infinite ends where there is none. `known` encloses inner nodes on the subdomain (a parent's
     bounds, true but perhaps loose), `warm` are the parent's optimised parameters [M, 1, R, *shape].
     """
@@ -31,7 +31,7 @@ class Domains:
     open: Tensor
     bound: Tensor
     known: Mapping[int, Interval] = field(default_factory=dict)
-    cuts: Mapping[int, Interval] = field(default_factory=dict)
+    splits: Mapping[int, Interval] = field(default_factory=dict)
     warm: Leaves = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class Domains:
             self.open[rows],
             self.bound[rows],
             {i: Interval(b.lower[rows], b.upper[rows]) for i, b in self.known.items()},
-            {i: Interval(b.lower[rows], b.upper[rows]) for i, b in self.cuts.items()},
+            {i: Interval(b.lower[rows], b.upper[rows]) for i, b in self.splits.items()},
             {key: {n: t[rows] for n, t in own.items()} for key, own in self.warm.items()},
         )
 
@@ -56,7 +56,7 @@ class Domains:
 
     @property
     def bytes(self) -> int:
-        ends = [t for part in (self.known, self.cuts) for b in part.values() for t in b]
+        ends = [t for part in (self.known, self.splits) for b in part.values() for t in b]
         leaves = [t for own in self.warm.values() for t in own.values()]
         tensors = [self.lower, self.upper, self.open, *ends, *leaves]
         return sum(t.numel() * t.element_size() for t in tensors)
@@ -70,14 +70,14 @@ class Domains:
         tensors = {name: torch.cat([getattr(p, name) for p in parts]) for name in names}
         shared = set.intersection(*[set(p.known) for p in parts])
         known = {i: Interval.cat([p.known[i] for p in parts]) for i in sorted(shared)}
-        cut = sorted(set.union(*[set(p.cuts) for p in parts]))
-        like = {i: next(p.cuts[i].lower for p in parts if i in p.cuts) for i in cut}
-        cuts = {
-            i: Interval.cat([p.cuts.get(i) or Interval.everything(len(p), like[i]) for p in parts])
-            for i in cut
+        split = sorted(set.union(*[set(p.splits) for p in parts]))
+        like = {i: next(p.splits[i].lower for p in parts if i in p.splits) for i in split}
+        splits = {
+            i: Interval.cat([p.splits.get(i) or Interval.everything(len(p), like[i]) for p in parts])
+            for i in split
         }
         warm = _joined_leaves([p.warm for p in parts], [len(p) for p in parts])
-        return Domains(**tensors, known=known, cuts=cuts, warm=warm)
+        return Domains(**tensors, known=known, splits=splits, warm=warm)
 
 
 def _joined_leaves(parts: Sequence[Leaves], sizes: Sequence[int]) -> Leaves:
