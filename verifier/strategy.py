@@ -20,7 +20,7 @@ from verifier.branching.activation_split import ActivationBrancher
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher
-from verifier.branching.root import Root, condensed, root
+from verifier.branching.root import Root, condensed, root, root_cuts
 from verifier.branching.search import Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
 from verifier.graph import Elementwise, Graph
@@ -52,6 +52,8 @@ STEP_WORK = 3e8
 """Coefficients in one step of branch and bound, about."""
 ROW_WORK = 4e6
 """Coefficients of single rows in one step, about, on a CPU."""
+CUTS_SHARE = 0.1
+"""The part of the time left that cuts may take."""
 ROOT_ITERATIONS = 60
 ROOT_LEAST, ROOT_GAIN, ROOT_SHARE = 5, 0.003, 0.04
 """Optimising the root takes at most so many iterations, at least ROOT_LEAST; it ends when an iteration gains less than
@@ -212,6 +214,8 @@ class _Run:
             ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
             settings = replace(bounder.options, refine=False, inherit=True, gaps=True, ascent=ascent)
             bounder = Bounder(found.compiled, self.device, self.dtype, settings, found.enclosures)
+            if self.options.method != "crown":
+                bounder = self._with_cuts(bounder, start)
             brancher, batch = ActivationBrancher(bounder), _wide_batch(bounder)
         limits = SearchOptions(
             deadline=self.deadline,
@@ -223,6 +227,12 @@ class _Run:
         whole = replace(bounder.compiled, graph=compiled.graph, _cast={})
         attempt = _Attempt(self.query, self.networks, whole, self.device)
         return Search(bounder, brancher, start, attempt, limits, self.progress)
+
+    def _with_cuts(self, bounder: Bounder, start: Domains) -> Bounder:
+        now = time.monotonic()
+        with torch.no_grad():
+            cuts = root_cuts(bounder, start, now + CUTS_SHARE * (self.deadline - now))
+        return Bounder(bounder.compiled, self.device, self.dtype, bounder.options, bounder.root, cuts)
 
     def _splits_activations(self, bounder: Bounder) -> bool:
         if self.options.branching != "auto":

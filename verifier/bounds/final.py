@@ -16,12 +16,16 @@ from torch import Tensor
 
 from verifier.bounds.ascent import Adam, Best, Leaves
 from verifier.bounds.backward import LinearBound, backward
+from verifier.bounds.cuts import Cuts
 from verifier.bounds.interval import Bounds
 from verifier.graph import Elementwise, Graph, Interval, Parameter, Relaxation
 from verifier.graph.coefficients import Coefficients, Dense
 from verifier.sets import InputSet
 
 LOW, HIGH = "multiplier of the lower split", "multiplier of the upper split"
+CUT = "multiplier of the cuts"
+CUT_SCALE = 0.1
+"""Steps of the cuts' multipliers, which start at 1, are measured by this."""
 
 Splits = Mapping[int, Interval]
 """Split constraints: node to [B, *shape] ends, infinite where there is no constraint."""
@@ -58,6 +62,7 @@ class FinalPass:
     count: int
     bounds: Bounds
     splits: Splits = field(default_factory=dict)
+    cuts: Cuts | None = None
 
     @property
     def batch(self) -> int:
@@ -101,9 +106,17 @@ class FinalPass:
                 size = sum(t.abs().flatten(2).sum(2) for t in terms)
                 units = ends.lower[0].numel() + len(self.splits) + 4
                 slack = slack + units * torch.finfo(low.dtype).eps * size
+        if self.cuts is not None:
+            own = leaves.get((self.target, min(self.cuts.terms)), {})
+            factor = own[CUT].squeeze(1) if CUT in own else torch.ones_like(self.cuts.least)
+            parts, added, lost = self.cuts.enter(factor, self.bounds)
+            for node, part in parts.items():
+                part = part.unflatten(2, self.graph.nodes[node].shape)
+                start[node] = Dense(part + start[node].dense() if node in start else part)
+            shift, slack = shift + added, slack + 2 * lost
         lines = {j: self._relax(j, op, leaves.get((self.target, j), {})) for j, op in self.operators.items()}
         plane = backward(self.graph, start, lines, self.bounds, rounding, record)
-        if self.splits:
+        if self.splits or self.cuts is not None:
             error = plane.error if plane.error is None else plane.error + slack
             plane = LinearBound(plane.coefficients, plane.constant + shift, error)
         return plane, plane.minimum(self.graph, self.sets).expand(self.batch, -1)
@@ -189,8 +202,14 @@ class FinalPass:
                     scales.setdefault((self.target, j), {})[name] = torch.nan_to_num(
                         width, nan=0.0, posinf=1.0
                     )
-        if self.splits:
-            self._start_multipliers(warm, leaves, scales)
+        self._start_multipliers(warm, leaves, scales)
+        if self.cuts is not None:
+            key = (self.target, min(self.cuts.terms))
+            first = warm.get(key, {}).get(CUT)
+            value = torch.ones_like(self.cuts.least).unsqueeze(1)
+            value = value if first is None else first.nan_to_num(1.0).clamp(min=0)
+            leaves.setdefault(key, {})[CUT] = value.expand(self.batch, -1, -1, -1).clone()
+            scales.setdefault(key, {})[CUT] = torch.full_like(value[:, :, :1, :1], CUT_SCALE)
         return leaves, scales
 
     def _start_multipliers(self, warm: Leaves, leaves: Leaves, scales: Leaves) -> None:
@@ -220,7 +239,7 @@ class FinalPass:
         for (_, j), own in leaves.items():
             ranges = self.ranges.get(j, {})
             for name, tensor in own.items():
-                if name in (LOW, HIGH):
+                if name in (LOW, HIGH, CUT):
                     tensor.clamp_(min=0)
                 else:
                     tensor.clamp_(ranges[name].lower[:, None, None], ranges[name].upper[:, None, None])

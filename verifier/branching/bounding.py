@@ -13,6 +13,7 @@ from torch import Tensor
 from verifier.bounds.ascent import Leaves
 from verifier.bounds.backward import LinearBound
 from verifier.bounds.crown import Effort, inner_bounds, relax_at
+from verifier.bounds.cuts import Cuts
 from verifier.bounds.final import Ascent, AscentOptions, FinalPass
 from verifier.bounds.interval import Bounds
 from verifier.branching.domains import Domains
@@ -90,7 +91,7 @@ class _Packed(NamedTuple):
 
 class Bounder:
     """Bounds subdomains of one compiled query. `root` encloses inner nodes per case, [N, *shape], for subdomains that
-    come without enclosures of their own."""
+    come without enclosures of their own; `cuts` hold on each case's box, for queries of one disjunct per case."""
 
     def __init__(
         self,
@@ -99,8 +100,10 @@ class Bounder:
         dtype: torch.dtype,
         options: BoundOptions = BoundOptions(),
         root: Mapping[int, Interval] | None = None,
+        cuts: Cuts | None = None,
     ) -> None:
         self.compiled, self.options = compiled, options
+        self.cuts = None if cuts is None else cuts.to(torch.float64, device)
         self.device, self.dtype = device, dtype
         self.root = dict(root or {})
         self.strict = compiled.strict.to(device)
@@ -117,9 +120,9 @@ class Bounder:
     def _graph(self, dtype: torch.dtype) -> Graph:
         return self.compiled.graph_on(dtype, self.device)
 
-    def with_options(self, options: BoundOptions, root: Mapping[int, Interval] | None = None) -> Bounder:
-        """The same query with other options, and other enclosures per case if given."""
-        return Bounder(self.compiled, self.device, self.dtype, options, self.root if root is None else root)
+    def with_options(self, options: BoundOptions) -> Bounder:
+        """The same query with other options."""
+        return Bounder(self.compiled, self.device, self.dtype, options, self.root, self.cuts)
 
     def bound(self, domains: Domains) -> Bounded:
         """Bounds of all subdomains. What a float32 pass would settle but for rounding is redone in float64."""
@@ -190,7 +193,9 @@ class Bounder:
         scale = torch.ones(packed.atoms.shape, dtype=dtype, device=self.device)
         rows = Rows(packed.atoms.clamp(min=0), scale, last.shape)
         splits = {i: c.to(dtype) for i, c in domains.splits.items()}
-        return FinalPass(graph, sets, self.target, rows, packed.atoms.shape[1], bounds, splits), packed, empty
+        cuts = None if self.cuts is None else self.cuts.index(domains.case).to(dtype, self.device)
+        count = packed.atoms.shape[1]
+        return FinalPass(graph, sets, self.target, rows, count, bounds, splits, cuts), packed, empty
 
     def _pass(self, domains: Domains, dtype: torch.dtype) -> tuple[Bounded, Tensor]:
         final, packed, empty = self._final(domains, dtype)
@@ -229,6 +234,7 @@ class Bounder:
             ),
             final.count,
             {i: b.index(rows) for i, b in final.bounds.items()},
+            cuts=None if final.cuts is None else final.cuts.index(rows),
         )
         better = part.ascend(self.options.ascent, record=record)
         return _merged(plain, better, rows)

@@ -12,13 +12,17 @@ from verifier.bounds.alpha import AlphaOptions, Optimised, optimise
 from verifier.bounds.ascent import Leaves
 from verifier.bounds.condense import condense, multiplications
 from verifier.bounds.crown import Effort, inner_bounds
+from verifier.bounds.cuts import Cuts
+from verifier.bounds.joint import Final, JointOptions, joint_cuts
 from verifier.branching.bounding import Bounder
 from verifier.branching.domains import Domains
-from verifier.graph import Interval
+from verifier.graph import Elementwise, Interval
 from verifier.graph.coefficients import Rows
 from verifier.sets import Box
 from verifier.specs.compile import Compiled
 
+CUTS_GAIN = 0.3
+"""Cuts are kept where some case then misses less by so much of what it missed."""
 WORTH = 32
 """Products of one dense matrix cost as much as one of a pass through convolutions and their neurons: a network is
 condensed when it then has at most so many times more of them."""
@@ -61,8 +65,7 @@ def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
     """The same between the neurons that the enclosures leave undecided, where all cases are one box and that is less
     work for a pass; `found` itself otherwise."""
     compiled, graph = found.compiled, bounder.compiled.graph_on(torch.float64, bounder.device)
-    ends = torch.stack([found.start.lower, found.start.upper])
-    if not len(found.start) or bool((ends != ends[:, :1]).any()):
+    if not len(found.start) or not _one_box(found.start):
         return found
     first = found.start.index(slice(0, 1))
     sets = [Box(first.lower, first.upper)]
@@ -94,6 +97,47 @@ def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
     return Root(
         replace(compiled, graph=small.graph.to(device="cpu"), _cast={}), start, enclosures, found.closed
     )
+
+
+def root_cuts(bounder: Bounder, start: Domains, deadline: float) -> Cuts | None:
+    """Cuts for every case, from joint relaxations of neurons next to the input, where all cases are one box and the
+    cuts close a good part of what some of them miss."""
+    operator = _next_to_input(bounder)
+    if operator is None or not len(start) or not _one_box(start):
+        return None
+    seen = bounder.bound(start)
+    if operator not in seen.arrived:
+        return None
+    graph = bounder.compiled.graph_on(torch.float64, bounder.device)
+    first = torch.zeros(1, dtype=torch.long, device=bounder.device)
+    known = {i: b.index(first).to(torch.float64) for i, b in bounder.root.items()}
+    sets = [Box(start.lower[:1], start.upper[:1])]
+    bounds = inner_bounds(graph, sets, graph.nodes[operator].inputs, known, effort=Effort(refine=False))
+    own = {n: t.squeeze(1) for n, t in seen.warm.get((bounder.target, operator), {}).items()}
+    final = Final(seen.planes.flatten(1, 2), seen.constants.flatten(1, 2), seen.arrived[operator], own)
+    made = joint_cuts(graph, operator, bounds, final, JointOptions(deadline=deadline))
+    if made is None:
+        return None
+    missing = -seen.disjunct[:, 0].clamp(max=0)
+    gained = made[1].amax(1) - seen.disjunct[:, 0]
+    return made[0] if bool((gained > CUTS_GAIN * missing).any()) else None
+
+
+def _next_to_input(bounder: Bounder) -> int | None:
+    """The widest operator of one argument below which there is none."""
+    graph = bounder.graph
+    first = [
+        i
+        for i in bounder.elementwise
+        if len(graph.nodes[i].inputs) == 1
+        and not any(isinstance(graph.nodes[j].op, Elementwise) for j in graph.ancestors(i) - {i})
+    ]
+    return max(first, key=lambda i: graph.nodes[i].numel, default=None)
+
+
+def _one_box(domains: Domains) -> bool:
+    ends = torch.stack([domains.lower, domains.upper])
+    return bool((ends == ends[:, :1]).all())
 
 
 def _optimised(
