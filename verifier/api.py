@@ -24,6 +24,7 @@ from verifier.options import BoundMethod, Options
 from verifier.progress import ProgressCallback, display
 from verifier.results import Inspection, NodeRow, Result
 from verifier.sets import Box, InputSet
+from verifier.solvers.solver import solver
 from verifier.specs.compile import compile_query
 from verifier.specs.load import load_query
 from verifier.specs.normalise import normalise
@@ -108,6 +109,8 @@ def verify(
             "device='cuda' asks for a GPU, and torch finds none that it can use; `verifier doctor` shows what it "
             "was built for. Use device='auto' or 'cpu'."
         )
+    if options.lp != "highs":
+        solver(options.lp)  # so that it is missed now, not in a while
     query, networks = _prepare(model, spec)
     compiled = compile_query(query, networks)
     loaded = time.monotonic() - began

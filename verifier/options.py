@@ -13,6 +13,7 @@ Dtype = Literal["auto", "float32", "float64"]
 Method = Literal["auto", "interval", "crown", "alpha-crown"]
 BoundMethod = Literal["interval", "forward", "crown-ibp", "crown", "alpha-crown"]
 Branching = Literal["auto", "input", "activation"]
+LinearSolver = Literal["highs", "gurobi"]
 
 
 def _option(default: Any, text: str) -> Any:
@@ -39,6 +40,7 @@ class Options:
     max_domains: int | None = _option(None, "Give up with 'unknown' after this many subdomains.")
     method: Method = _option("auto", "Bounds to use; auto goes from cheap to tight.")
     branching: Branching = _option("auto", "What to split; auto decides from the sizes of input and network.")
+    lp: LinearSolver = _option("highs", "Solver of linear programs; gurobi is an extra and needs a licence.")
     progress: bool = _option(False, "Show progress on stderr.")
 
     def __post_init__(self) -> None:
@@ -47,6 +49,7 @@ class Options:
             ("dtype", Dtype),
             ("method", Method),
             ("branching", Branching),
+            ("lp", LinearSolver),
         ):
             _check_choice(name, getattr(self, name), get_args(choices))
         for name in ("attack", "progress"):

@@ -42,7 +42,8 @@ LINEAR_SHARES = (4.0, 1.0)
 """Linear programs get this many times the time of the search, in their first turn and later: what suits them is often
 decided in the first."""
 LINEAR_INPUTS, LINEAR_FEW = 8, 0.25
-"""With fewer varying inputs than this, where halving boxes is often quicker, they get this part of it."""
+"""With fewer varying inputs than this, where halving boxes is often quicker, they get this part of it; likewise where
+their bounds are flat."""
 TRIES_PER_STEP = 4
 INPUT_DIMENSIONS = 48
 """Up to this many inputs that vary, boxes are split; above, neurons are. Splitting boxes bounds all unstable
@@ -167,11 +168,13 @@ class _Run:
 
     def _turn(self, linear: LinearSearch, share: float, search: Search) -> Outcome | None:
         """Some time for the linear programs; an Outcome where they decide."""
-        factor = LINEAR_SHARES[min(self.turns, 1)]
-        if int((self.compiled.upper > self.compiled.lower).sum(1).amax()) < LINEAR_INPUTS:
-            factor *= LINEAR_FEW
+        until = time.monotonic() + LINEAR_SHARES[min(self.turns, 1)] * share
         self.turns += 1
-        found = linear.run(time.monotonic() + factor * share)
+        found = linear.start(until)
+        few = int((self.compiled.upper > self.compiled.lower).sum(1).amax()) < LINEAR_INPUTS
+        if found is None:
+            left = until - time.monotonic()
+            found = linear.run(time.monotonic() + (LINEAR_FEW if few or linear.flat else 1.0) * left)
         domains = search.domains + linear.leaves
         if found is not None:
             return Outcome(Status.SAT, Reason.NONE, -math.inf, domains, search.branches, found)

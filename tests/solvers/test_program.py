@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from verifier.solvers.highs import PRIMAL, Simplex
+from verifier.errors import OptionsError
+from verifier.options import LinearSolver, Options
+from verifier.solvers.gurobi import environment
 from verifier.solvers.program import Pattern, Program, lagrangian, refutes
+from verifier.solvers.solver import Method, solver
 
 SCALES = [1e-6, 1.0, 1e6]
+
+
+@pytest.fixture(params=["highs", "gurobi"])
+def name(request) -> LinearSolver:
+    if request.param == "gurobi":
+        pytest.importorskip("gurobipy", reason="Gurobi is not installed")
+    return request.param
 
 
 def random_program(random: np.random.Generator, spread: float = 1.0) -> tuple[Program, np.ndarray]:
@@ -44,10 +56,10 @@ def exact_cost(program: Program, point: np.ndarray) -> Fraction:
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e3, 1e6])
-def test_no_multipliers_prove_too_much(spread: float) -> None:
+def test_no_multipliers_prove_too_much(spread: float, name: LinearSolver) -> None:
     """Neither those of the solver nor random ones, on programs that are feasible by construction."""
     random = np.random.default_rng(int(spread))
-    simplex = Simplex()
+    simplex = solver(name)
     tight = 0
     for _ in range(150):
         program, point = random_program(random, spread)
@@ -69,10 +81,10 @@ def test_no_multipliers_prove_too_much(spread: float) -> None:
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_infeasible_rows_are_refuted(scale: float) -> None:
+def test_infeasible_rows_are_refuted(scale: float, name: LinearSolver) -> None:
     """x + y >= 3 on the unit square, in any units; and not where 2 is asked for."""
     pattern = Pattern((1, 2), np.array([0, 0]), np.array([0, 1]))
-    simplex = Simplex()
+    simplex = solver(name)
 
     def program(least: float) -> Program:
         ends = np.array([least * scale])
@@ -95,7 +107,7 @@ def test_multipliers_that_are_not_finite() -> None:
     assert not refutes(program, np.full_like(bad, np.inf))
 
 
-def test_ends_of_columns() -> None:
+def test_ends_of_columns(name: LinearSolver) -> None:
     """The primal solver's multipliers bound a column over x + y <= 1 on the unit square."""
     pattern = Pattern((1, 2), np.array([0, 0]), np.array([0, 1]))
     program = Program(
@@ -107,13 +119,67 @@ def test_ends_of_columns() -> None:
         np.array([-np.inf]),
         np.array([1.0]),
     )
-    simplex = Simplex(PRIMAL)
+    simplex = solver(name, Method.PRIMAL)
     simplex.prepare(program)
     found = simplex.least(0, -1.0)
     assert found.multipliers is not None and found.point is not None
     cost = np.array([-1.0, 0.0])
     aimed = Program(pattern, program.values, cost, program.lower, program.upper, *_rows(program))
     assert -0.25 - 1e-9 <= lagrangian(aimed, found.multipliers) <= -0.25
+
+
+def test_a_basis_saves_nothing_but_time(name: LinearSolver) -> None:
+    """The bound from a basis, of this program or of another one of its pattern, is the bound without."""
+    random = np.random.default_rng(5)
+    for _ in range(20):
+        program, point = random_program(random)
+        first = solver(name).solve(program)
+        moved = replace(program, lower=program.lower - 0.1, cost=program.cost[::-1].copy())
+        values = []
+        for basis in (None, first.basis):
+            found = solver(name).solve(moved, basis)
+            assert found.multipliers is not None
+            values.append(lagrangian(moved, found.multipliers))
+        assert values[0] == pytest.approx(values[1], abs=1e-6)
+        assert values[0] <= float(exact_cost(moved, point)) + 1e-12
+
+
+def test_gurobi_is_asked_for_where_it_is_not(monkeypatch) -> None:
+    import verifier
+
+    environment.cache_clear()
+    monkeypatch.setitem(sys.modules, "gurobipy", None)
+    with pytest.raises(OptionsError, match=r"nn-verifier\[gurobi\]"):
+        verifier.verify("net.onnx", "spec.vnnlib", options=Options(lp="gurobi"))
+
+
+def test_gurobi_refuses_what_its_free_licence_excludes() -> None:
+    """As an error of the request, never as a verdict; with a full licence there is a bound."""
+    pytest.importorskip("gurobipy", reason="Gurobi is not installed")
+    size = 2001
+    every = np.arange(size)
+    pattern = Pattern((size, size), every, every)
+    ones = np.ones(size)
+    program = Program(pattern, ones, ones, -ones, ones, 0 * ones, ones)
+    gurobi = solver("gurobi")
+    if not licence_is_full():
+        with pytest.raises(OptionsError, match="lp='highs'"):
+            gurobi.solve(program)
+    else:
+        found = gurobi.solve(program)
+        assert found.multipliers is not None and lagrangian(program, found.multipliers) >= -1e-6
+
+
+def licence_is_full() -> bool:
+    import gurobipy
+
+    model = gurobipy.Model(env=environment())
+    model.addMVar(2001)
+    try:
+        model.optimize()
+    except gurobipy.GurobiError:
+        return False
+    return True
 
 
 def _rows(program: Program) -> tuple[np.ndarray, np.ndarray]:

@@ -32,14 +32,15 @@ from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import Relu
 from verifier.ops.sign import Sign
 from verifier.ops.step import Step
+from verifier.options import LinearSolver
 from verifier.results import Counterexample
 from verifier.sets import Box
 from verifier.solvers.encoding import Encoding, encode
-from verifier.solvers.highs import Simplex
 from verifier.solvers.lines import settings
 from verifier.solvers.program import lagrangian
 from verifier.solvers.programs import Programs
 from verifier.solvers.solve import LinearSearch, linear_search
+from verifier.solvers.solver import solver
 from verifier.specs.compile import Compiled, compile_query
 from verifier.specs.load import parse_query
 from verifier.transforms.pairwise import pairwise
@@ -103,7 +104,7 @@ def test_every_point_satisfies_the_rows(seed: int) -> None:
         slack = 1e-12 * (np.abs(v) @ np.abs(matrix).T + 1)  # of this evaluation
         assert (rows >= program.row_lower - slack).all() and (rows <= program.row_upper + slack).all()
         assert (v >= program.lower - 1e-12).all() and (v <= program.upper + 1e-12).all()
-        proposal = Simplex().solve(program)
+        proposal = solver("highs").solve(program)
         assert proposal.multipliers is not None and proposal.point is not None
         bound = lagrangian(program, proposal.multipliers)
         assert bound <= float(margins.min()) + 1e-12
@@ -158,11 +159,11 @@ class Seen:
         return Counterexample({"X": at}, {}, 0.0, "")
 
 
-def decide(case: Case, seconds: float) -> tuple[str, LinearSearch | None]:
+def decide(case: Case, seconds: float, lp: LinearSolver = "highs") -> tuple[str, LinearSearch | None]:
     compiled = compiled_of(case)
     if compiled.empty_reason is not None:
         return "unsat", None
-    search = linear_search(compiled, Seen(compiled), time.monotonic() + seconds)
+    search = linear_search(compiled, Seen(compiled), time.monotonic() + seconds, lp=lp)
     if search is None:
         return "declined", None
     found = search.run(time.monotonic() + seconds)
@@ -174,13 +175,15 @@ def decide(case: Case, seconds: float) -> tuple[str, LinearSearch | None]:
     return "unsat" if search.proved else "open", search
 
 
-def agree(seeds: range, kinks: int, kinds: tuple[str, ...], seconds: float = 20.0) -> Counter[str]:
+def agree(
+    seeds: range, kinks: int, kinds: tuple[str, ...], seconds: float = 20.0, lp: LinearSolver = "highs"
+) -> Counter[str]:
     counts: Counter[str] = Counter()
     for seed in seeds:
         random = np.random.default_rng(seed)
         case = random_case(random, random_net(random, kinks, kinds))
         least = Milp(case).minimum()
-        verdict, search = decide(case, seconds)
+        verdict, search = decide(case, seconds, lp)
         counts[verdict] += 1
         where = f"seed {seed}: {verdict}, the least score is {least}"
         if verdict == "sat":
@@ -207,6 +210,12 @@ def test_many_verdicts(first: int) -> None:
 
 def test_pools() -> None:
     found = agree(range(7202, 7210), 24, (*WITH_SIGNS, "windows", "windows", "windows"))
+    assert found["sat"] >= 1 and found["unsat"] >= 2 and found["sat"] + found["unsat"] >= 6
+
+
+def test_verdicts_with_gurobi() -> None:
+    pytest.importorskip("gurobipy", reason="Gurobi is not installed")
+    found = agree(range(7100, 7108), 24, WITH_SIGNS, lp="gurobi")
     assert found["sat"] >= 1 and found["unsat"] >= 2 and found["sat"] + found["unsat"] >= 6
 
 

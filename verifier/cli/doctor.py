@@ -20,7 +20,7 @@ _REQUIRED = (
     "psutil",
 )
 _EXTRAS = {
-    "gurobi": ("gurobipy",),
+    "gurobi": ("gurobipy", "scipy"),
     "sdp": ("cvxpy", "clarabel"),
     "ray": ("ray",),
     "plot": ("matplotlib",),

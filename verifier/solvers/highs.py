@@ -1,55 +1,37 @@
-"""HiGHS as a source of proposals: multipliers, points and bases. Nothing that it says is believed."""
+"""HiGHS, the solver that is always there."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from verifier.solvers.program import Program, Vector
-
-DUAL, PRIMAL = 1, 4
-"""Simplex strategies: the dual method starts well from a parent's basis, the primal one after a change of cost."""
+from verifier.solvers.solver import Method, Proposal
 
 
-@dataclass(frozen=True, eq=False)
-class Proposal:
-    """`multipliers` [R]; a `ray` [R] where the solver thinks the program infeasible; the columns' `point` [C]; and a
-    `basis` to start from again. Any of them is None where there is none."""
+class Highs:
+    """See `Solver`."""
 
-    multipliers: Vector | None
-    ray: Vector | None
-    point: Vector | None
-    basis: Any
-
-
-class Simplex:
-    """One instance of the solver. It stops where its bound passes `enough`, and after `deadline` (of
-    `time.monotonic`, checked by the caller) seconds are limited per call."""
-
-    def __init__(self, strategy: int = DUAL, enough: float = math.inf) -> None:
+    def __init__(self, method: Method = Method.DUAL) -> None:
         import highspy
 
         self._api = highspy
         self._highs: Any = highspy.Highs()
-        self.solved = 0
-        self.iterations = 0
         options = {
             "output_flag": False,
             "threads": 1,
             "presolve": "off",
             "solver": "simplex",
-            "simplex_strategy": strategy,
+            "simplex_strategy": method.value,
             "dual_feasibility_tolerance": 1e-9,
-            "objective_bound": enough if math.isfinite(enough) else highspy.kHighsInf,
         }
         for name, value in options.items():
             self._highs.setOptionValue(name, value)
 
     def solve(self, program: Program, basis: Any = None, seconds: float = math.inf) -> Proposal:
-        """What the solver finds within `seconds`, starting from `basis`."""
         self._load(program)
         if basis is not None:
             self._highs.setBasis(basis)
@@ -61,13 +43,11 @@ class Simplex:
         return Proposal(*self._solution(ray))
 
     def prepare(self, program: Program, basis: Any = None) -> None:
-        """Takes the constraints of `program` for calls of `least`."""
         self._load(replace(program, cost=np.zeros_like(program.cost)))
         if basis is not None:
             self._highs.setBasis(basis)
 
     def least(self, column: int, sign: float, seconds: float = math.inf) -> Proposal:
-        """Minimises sign * column over the prepared constraints, from where the last call ended."""
         self._highs.changeColCost(column, sign)
         self._run(seconds)
         found = Proposal(*self._solution(None, basis=False))
@@ -86,8 +66,6 @@ class Simplex:
         if math.isfinite(seconds):
             self._highs.setOptionValue("time_limit", self._highs.getRunTime() + max(seconds, 1e-3))
         self._highs.run()
-        self.solved += 1
-        self.iterations += max(0, self._highs.getInfo().simplex_iteration_count)
 
     def _load(self, program: Program) -> None:
         p, pattern = program, program.pattern

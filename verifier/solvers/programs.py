@@ -15,7 +15,8 @@ from verifier.solvers.program import Pattern, Program, Vector
 
 
 class Programs:
-    """Minimise t, the last column, which lies above the margins numbered `margins` int64 [K].
+    """Minimise t, the last column, which lies above the margins numbered `margins` int64 [K] and within plus and minus
+    `most`.
 
     Rows come in this order: arguments, lines of every block (lower, then upper ones), margins.
     """
@@ -29,7 +30,7 @@ class Programs:
         self._least = (form.constant[0, margins] - slack).numpy()
         reach = torch.maximum(encoding.lower.abs(), encoding.upper.abs())
         size = self._terms.abs() @ reach + form.constant[0, margins].abs() + form.error[0, margins]
-        self._most = 2.0 * float(size.max()) + 1.0
+        self.most = 2.0 * float(size.max()) + 1.0
         self.columns = encoding.columns + 1
         self._layout()
 
@@ -79,7 +80,7 @@ class Programs:
         values.append(same(self._static))
         low.append(same(self._least))
         high.append(np.full((batch, len(self._least)), np.inf))
-        last = np.full((batch, 1), self._most)
+        last = np.full((batch, 1), self.most)
         whole, below, above = (np.concatenate(parts, 1) for parts in (values, low, high))
         first = np.concatenate([lower.numpy(), -last], 1)
         final = np.concatenate([upper.numpy(), last], 1)

@@ -17,6 +17,7 @@ from verifier.graph.op import Constant, Input
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu
 from verifier.ops.sign import Sign
 from verifier.ops.step import Step
+from verifier.options import LinearSolver
 from verifier.results import Counterexample
 from verifier.sets import Box
 from verifier.solvers.encoding import Encoding, NotFinite, encode
@@ -43,11 +44,17 @@ class LinearSearch:
     """One tree of linear programs for every case and disjunct, root programs first. Resumable: see `run`."""
 
     def __init__(
-        self, compiled: Compiled, known: Sequence[Bounds], attempt: Attempt, deadline: float = math.inf
+        self,
+        compiled: Compiled,
+        known: Sequence[Bounds],
+        attempt: Attempt,
+        deadline: float = math.inf,
+        lp: LinearSolver = "highs",
     ) -> None:
         """`known` encloses the nodes of each case's network (of `compiled.graph_on(float64)`), [1, *shape]."""
         self._compiled, self._known = compiled, known
         self._attempt, self._deadline = attempt, deadline
+        self._lp: LinearSolver = lp
         present = (compiled.clauses >= 0).any(2)
         self._waiting = [(int(n), int(d)) for n, d in present.nonzero()]
         self._encodings: dict[int, Encoding] = {}
@@ -76,8 +83,24 @@ class LinearSearch:
         parts = [tree.bound for tree in self._trees]
         return min([-math.inf] if self._waiting else [*parts, self._stuck])
 
+    @property
+    def flat(self) -> bool:
+        """Whether the bounds of all open parts are zero but for rounding, so that other searches are quicker."""
+        return all(tree.flat for tree in self._trees)
+
     def run(self, until: float) -> Counterexample | None:
         """Goes on until all is settled, a counterexample is confirmed, or the time `until` (of `time.monotonic`)."""
+        found = self.start(until)
+        while found is None and self._trees and time.monotonic() < min(until, self._deadline):
+            tree = max(self._trees, key=lambda t: t.bound)
+            found = tree.run(min(until, self._deadline))
+            if tree.finished and found is None:
+                self._trees.remove(tree)
+                self._keep(tree)
+        return found
+
+    def start(self, until: float) -> Counterexample | None:
+        """Only the first program of every case and disjunct."""
         until = min(until, self._deadline)
         while self._waiting and time.monotonic() < until:
             case, disjunct = self._waiting[0]
@@ -92,14 +115,6 @@ class LinearSearch:
                 return found
             self._waiting.pop(0)
             self._keep(tree)
-        while self._trees and time.monotonic() < until:
-            tree = max(self._trees, key=lambda t: t.bound)
-            found = tree.run(until)
-            if found is not None:
-                return found
-            if tree.finished:
-                self._trees.remove(tree)
-                self._keep(tree)
         return None
 
     def _keep(self, tree: Tree) -> None:
@@ -125,11 +140,15 @@ class LinearSearch:
         def attempt(points: Tensor) -> Counterexample | None:
             return self._attempt(points, torch.full((len(points),), case))
 
-        return Tree(Programs(self._encodings[case], atoms), strict, attempt, self._deadline)
+        return Tree(Programs(self._encodings[case], atoms), strict, attempt, self._deadline, self._lp)
 
 
 def linear_search(
-    compiled: Compiled, attempt: Attempt, deadline: float = math.inf, memory: int = 1 << 30
+    compiled: Compiled,
+    attempt: Attempt,
+    deadline: float = math.inf,
+    memory: int = 1 << 30,
+    lp: LinearSolver = "highs",
 ) -> LinearSearch | None:
     """A search by linear programs where the query is small enough for them, else None."""
     compiled = replace(compiled, graph=pairwise(compiled.graph), _cast={})
@@ -147,7 +166,7 @@ def linear_search(
         return None
     rows = [torch.tensor([n]) for n in range(len(compiled.lower))]
     known = [{i: b.index(row) for i, b in bounds.items() if graph.variable[i]} for row in rows]
-    return LinearSearch(compiled, known, attempt, deadline)
+    return LinearSearch(compiled, known, attempt, deadline, lp)
 
 
 def worthwhile(graph: Graph, compiled: Compiled, bounds: Bounds) -> bool:

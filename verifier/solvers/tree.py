@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Elementwise, Interval
+from verifier.options import LinearSolver
 from verifier.results import Counterexample
 from verifier.solvers.encoding import Block
-from verifier.solvers.highs import PRIMAL, Proposal, Simplex
 from verifier.solvers.program import Index, Program, Vector, lagrangian, refutes
 from verifier.solvers.programs import Programs, split_points
+from verifier.solvers.solver import Method, Proposal, solver
 
 Attempt = Callable[[Tensor], Counterexample | None]
 """Inputs [M, n_in] that may be counterexamples."""
@@ -33,6 +34,9 @@ ROUNDS = 3
 WORTH = 0.25
 INSIDE = (0.1, 1e-4)
 """How far from its ends points of a part are sought, relative to its width."""
+FLAT = 1e-9
+"""A bound within this of zero, relative to the margins' range, is zero but for the tolerance: then the objective
+tells nothing, and branch and bound elsewhere is quicker."""
 NEGLIGIBLE = 0.05
 """Ends that would move by less than this part of the range are left alone."""
 
@@ -68,15 +72,22 @@ class Tree:
     bound of a part that nothing can split any more.
     """
 
-    def __init__(self, programs: Programs, strict: bool, attempt: Attempt, deadline: float) -> None:
+    def __init__(
+        self,
+        programs: Programs,
+        strict: bool,
+        attempt: Attempt,
+        deadline: float,
+        lp: LinearSolver = "highs",
+    ) -> None:
         self.programs, self.strict = programs, strict
         self._attempt, self._deadline = attempt, deadline
         self._encoding = programs.encoding
         self._sizes = [len(block.places) for block in self._encoding.blocks]
         jumps = [block.arguments.flatten() for block in self._encoding.blocks if self._op(block).jumps]
         self._jumps = torch.cat([torch.zeros(0, dtype=torch.int64), *jumps]).unique().numpy()
-        self._simplex = Simplex()
-        self._primal = Simplex(PRIMAL)
+        self._dual = solver(lp, Method.DUAL)
+        self._primal = solver(lp, Method.PRIMAL)
         self._near = 0.4
         self._heap: list[tuple[float, int, Leaf]] = []
         self._pending: list[_Solved] = []
@@ -102,9 +113,12 @@ class Tree:
         return -math.inf if self._fresh else min([*waiting, self.stuck])
 
     @property
-    def solved(self) -> int:
-        """Linear programs so far."""
-        return self._simplex.solved + self._primal.solved
+    def flat(self) -> bool:
+        """Whether the objective tells nothing."""
+        return self._flat(self.bound)
+
+    def _flat(self, bound: float) -> bool:
+        return bound > -FLAT * self.programs.most
 
     def run(self, until: float) -> Counterexample | None:
         """Splits the worst leaves until none is open, a point is a counterexample, or `until` (of `time.monotonic`)."""
@@ -225,7 +239,7 @@ class Tree:
         self, lower: Tensor, upper: Tensor, program: Program, gaps: Vector, owner: Leaf
     ) -> _Solved | None:
         """None where the multipliers prove the margins' largest to be above zero, or the box empty."""
-        proposal = self._simplex.solve(program, owner.basis, self._deadline - time.monotonic())
+        proposal = self._dual.solve(program, owner.basis, self._deadline - time.monotonic())
         if proposal.ray is not None and refutes(program, proposal.ray):
             return None
         bound, costs = owner.bound, np.zeros(self.programs.neurons)
@@ -248,7 +262,7 @@ class Tree:
             lower[self._jumps] += share * width
             upper[self._jumps] -= share * width
             moved = replace(solved.program, lower=lower, upper=upper)
-            point = self._simplex.solve(moved, solved.proposal.basis, self._left()).point
+            point = self._dual.solve(moved, solved.proposal.basis, self._left()).point
             found += [] if point is None else [point]
         return found
 
@@ -273,7 +287,8 @@ class Tree:
     def _promising(self, solved: _Solved) -> bool:
         """Whether the bound is so near zero, compared with what the relaxation costs, that squeezing may close it."""
         total = float(solved.costs.sum())
-        return math.isfinite(solved.bound) and 0 < -solved.bound < self._near * total and self._left() > 0
+        near = math.isfinite(solved.bound) and -solved.bound < self._near * total
+        return near and not self._flat(solved.bound) and self._left() > 0
 
     def _squeeze(self, solved: _Solved) -> _Solved | None:
         """Shrinks the ranges of the neurons that cost most to what is possible where no margin is above zero. None
