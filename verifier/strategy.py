@@ -164,7 +164,7 @@ class _Run:
 
     def _linear(self) -> LinearSearch | None:
         attempt = _Attempt(self.query, self.networks, self.compiled, torch.device("cpu"))
-        return linear_search(self.compiled, attempt, self.deadline, self.memory // 4)
+        return linear_search(self.compiled, attempt, self.deadline, self.memory // 4, self.options.lp)
 
     def _turn(self, linear: LinearSearch, share: float, search: Search) -> Outcome | None:
         """Some time for the linear programs; an Outcome where they decide."""

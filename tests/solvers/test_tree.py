@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import verifier
 from tests.verdicts.milp import Milp
 from tests.verdicts.networks import (
     KINDS,
@@ -20,6 +21,7 @@ from tests.verdicts.networks import (
     Layer,
     Leaf,
     Net,
+    larger_case,
     random_case,
     random_net,
     score,
@@ -32,15 +34,15 @@ from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import Relu
 from verifier.ops.sign import Sign
 from verifier.ops.step import Step
-from verifier.options import LinearSolver
-from verifier.results import Counterexample
+from verifier.options import LinearSolver, Options
+from verifier.results import Counterexample, Status
 from verifier.sets import Box
 from verifier.solvers.encoding import Encoding, encode
 from verifier.solvers.lines import settings
 from verifier.solvers.program import lagrangian
 from verifier.solvers.programs import Programs
 from verifier.solvers.solve import LinearSearch, linear_search
-from verifier.solvers.solver import solver
+from verifier.solvers.solver import Method, Solver, solver
 from verifier.specs.compile import Compiled, compile_query
 from verifier.specs.load import parse_query
 from verifier.transforms.pairwise import pairwise
@@ -217,6 +219,24 @@ def test_verdicts_with_gurobi() -> None:
     pytest.importorskip("gurobipy", reason="Gurobi is not installed")
     found = agree(range(7100, 7108), 24, WITH_SIGNS, lp="gurobi")
     assert found["sat"] >= 1 and found["unsat"] >= 2 and found["sat"] + found["unsat"] >= 6
+
+
+def test_the_option_reaches_the_tree(monkeypatch) -> None:
+    """And linear programs have a turn at all where branch and bound has too little time."""
+    asked = []
+
+    def recorded(name: LinearSolver, method: Method = Method.DUAL) -> Solver:
+        asked.append(name)
+        return solver("highs", method)
+
+    monkeypatch.setattr("verifier.strategy.SLICE", 0.05)
+    monkeypatch.setattr("verifier.api.solver", recorded)
+    monkeypatch.setattr("verifier.solvers.tree.solver", recorded)
+    case = larger_case(28)
+    options = Options(timeout=60, attack=False, lp="gurobi")
+    result = verifier.verify(to_onnx(case.net), parse_query(case.text()), options=options)
+    assert result.status is Status.UNSAT
+    assert set(asked) == {"gurobi"} and len(asked) > 1
 
 
 def test_noise_around_a_jump() -> None:

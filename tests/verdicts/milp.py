@@ -17,9 +17,15 @@ Form = tuple[dict[int, float], float]
 
 
 class Milp:
-    """Minimises t = min over the box of the formula's score (or: minimum, and: maximum, atom: left side)."""
+    """Minimises t = min over the box of the formula's score (or: minimum, and: maximum, atom: left side).
 
-    def __init__(self, case: Case) -> None:
+    Without a `gap` the argument of a sign may be zero where its value is -1 or 1, so that a least score that is only
+    approached counts; but where an argument is zero on a whole region, too little may come out. With a gap arguments
+    of at least that size are asked for, and too much may come out.
+    """
+
+    def __init__(self, case: Case, gap: float = 0.0) -> None:
+        self.gap = gap
         self.highs = highspy.Highs()
         self.highs.setOptionValue("output_flag", False)
         self.highs.setOptionValue("threads", 1)
@@ -132,15 +138,16 @@ class Milp:
         raise ValueError(layer.kind)
 
     def _sign(self, z: Form) -> Form:
-        """-1, 0 or 1, with both sides' values allowed at zero: a least score that is attained only there is a limit."""
+        """-1, 0 or 1."""
         low, high = self._range(z)
         if low > 0 or high < 0:
             return {}, 1.0 if low > 0 else -1.0
+        low, high = min(low, -self.gap), max(high, self.gap)
         left, right = self._column(0, 1, integer=True), self._column(0, 1, integer=True)
         self._row(self._sum((1.0, left), (1.0, right)), -np.inf, 1.0)
-        # z <= high * right and z >= low * left
-        self._row(self._sum((1.0, z), (-high, right)), -np.inf, 0.0)
-        self._row(self._sum((1.0, z), (-low, left)), 0.0, np.inf)
+        # low * left + gap * right <= z <= high * right - gap * left
+        self._row(self._sum((1.0, z), (-high, right), (self.gap, left)), -np.inf, 0.0)
+        self._row(self._sum((1.0, z), (-low, left), (-self.gap, right)), 0.0, np.inf)
         return self._sum((1.0, right), (-1.0, left))
 
     def _largest(self, a: Form, b: Form) -> Form:
