@@ -31,6 +31,7 @@ from verifier.specs.normalise import normalise
 from verifier.specs.property import Property
 from verifier.specs.query import Query, hidden_names
 from verifier.strategy import solve
+from verifier.transforms.composites import write_out
 
 if TYPE_CHECKING:
     from verifier.frontends.torch import TorchModel
@@ -134,7 +135,7 @@ def compute_bounds(
     The result has `.lower`, `.upper` and `["node name"]`, each [B, *shape]. Raises VerifierError for bad input.
     """
     network = _load(model)
-    graph = network.graph
+    graph = write_out(network.graph)
     sets = _sets_of(inputs, graph)
     dtype = sets[0].box().lower.dtype
     graph = graph.to(dtype, sets[0].box().lower.device)
@@ -155,7 +156,7 @@ def inspect(model: Model, spec: str | Path | None = None) -> Inspection:
         network = _load(model)
     except UnsupportedError as error:
         return Inspection(nodes=(), unsupported=error.nodes)
-    graph = network.graph
+    graph = write_out(network.graph)
     unstable: dict[int, int] = {}
     if spec is not None:
         unstable = _unstable(graph, _sets_of(spec, graph)[:1])

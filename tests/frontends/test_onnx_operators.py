@@ -345,6 +345,17 @@ CASES = [
         {"mode": "linear", "antialias": 1, "axes": [2, 3]},
         opset=18,
     ),
+    # Nonlinear.
+    *[
+        Case("Softmax", ((2, 3, 4),), {} if a is None else {"axis": a}, opset=o)
+        for o in (9, 11, 12, 13, 17)
+        for a in (None, 0, 1, 2, *([-2] if o >= 11 else []))
+    ],
+    Case("Softmax", ((5,),), {"axis": 0}, opset=11, note="a vector"),
+    Case("Softmax", ((2, 1),), note="one element"),
+    *[Case("Sign", (X,), opset=o) for o in (9, 13)],
+    *[Case("Exp", (X,), opset=o) for o in (9, 13)],
+    *[Case("Reciprocal", (X,), opset=o) for o in (9, 13)],
     # Placing.
     Case("Where", (C(RANDOM.random((5, 6)) < 0.5), X, C(normal(6)))),
     Case("Where", (C(RANDOM.random((5, 1)) < 0.5), C(normal(2, 1, 1)), X)),

@@ -93,11 +93,13 @@ def excess(op: Elementwise, xs: Sequence[Interval], at: Sequence[Tensor], lines:
     )
     for sign, slopes, intercept in sides:
         constant = torch.zeros_like(truth) if intercept is None else intercept.double()
-        value, size = constant + 0 * truth, constant.abs() + 0 * truth
+        zero = torch.zeros_like(truth)
+        value, size = constant + zero, constant.abs() + zero
         for slope, p in zip(slopes, wide, strict=True):
             value, size = value + slope.double() * p, size + (slope.double() * p).abs()
         slack = op.relaxation_error * eps * size + 4 * torch.finfo(torch.float64).eps * truth.abs() + 8 * tiny
-        violation = torch.nan_to_num(sign * (value - truth) - slack, nan=torch.inf)
+        off = torch.where(value == truth, 0.0, value - truth)  # both may be infinite
+        violation = torch.nan_to_num(sign * off - slack, nan=torch.inf)
         worst = torch.maximum(worst, violation.amax(0).clamp(min=0))
     return worst
 

@@ -16,9 +16,11 @@ from torch import Tensor
 import verifier.ops  # noqa: F401 - registers all operators
 from verifier.graph import Builder, Elementwise, Interval, Relaxation
 from verifier.ops.alternatives import Alternatives, alternatives
+from verifier.ops.exponential import Exp
 from verifier.ops.maximum import Maximum
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
 from verifier.ops.product import Product, Square, multiply
+from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.sign import Sign
 from verifier.ops.step import Step
 
@@ -54,7 +56,13 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
         ),
         ("hinge", lambda n: piecewise_linear([0.3], [-1.0, 2.0], 0.0), {"kinks": (0.3,)}),
     ],
-    Sign: [("sign", lambda n: Sign(), {})],
+    Sign: [
+        ("sign", lambda n: Sign(), {}),
+        ("never zero", lambda n: Sign(1.0), {}),
+        ("never zero, downward", lambda n: Sign(-1.0), {}),
+    ],
+    Exp: [("exp", lambda n: Exp(), {})],
+    Reciprocal: [("reciprocal", lambda n: Reciprocal(), {})],
     Product: [("product", lambda n: Product(), {"arguments": 2})],
     Square: [("square", lambda n: Square(), {})],
     Maximum: [
@@ -156,6 +164,8 @@ def _example(entry, side: str) -> Tensor | None:
 def test_values() -> None:
     x = torch.tensor([[-2.0, -0.0, 0.0, 3.0]])
     assert Sign().forward(x).tolist() == [[-1.0, 0.0, 0.0, 1.0]]
+    assert Sign(1.0).forward(x).tolist() == [[-1.0, 1.0, 1.0, 1.0]]
+    assert Sign(-1.0).forward(x).tolist() == [[-1.0, -1.0, -1.0, 1.0]]
     assert PRelu(torch.tensor([0.5, 1.0, 2.0, 3.0])).forward(x).tolist() == [[-1.0, 0.0, 0.0, 3.0]]
     assert Alternatives().forward(x, x + 1e-7).tolist() == x.tolist()
 
@@ -274,7 +284,9 @@ def test_a_step_holds_both_sides_of_a_knot() -> None:
                     assert step.support_min(tilt, x) <= sides.lower - slope * knot
 
 
-@pytest.mark.parametrize("op", [Product(), Square(), Maximum(3), _step([0.0], [0.0, 1.0])])
+@pytest.mark.parametrize(
+    "op", [Product(), Square(), Maximum(3), Exp(), Reciprocal(), _step([0.0], [0.0, 1.0])]
+)
 def test_gradients_are_finite_beside_infinite_intervals(op: Elementwise) -> None:
     """An overflow in one neuron must not end the optimisation of all others."""
     lower = torch.tensor([[-torch.inf, -1.0, -1.0, 1e30, 0.0]]).requires_grad_()

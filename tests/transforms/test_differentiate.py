@@ -21,6 +21,7 @@ from verifier.ops.alternatives import Alternatives
 from verifier.ops.arithmetic import Add, ScaleShift, add, scale_shift
 from verifier.ops.combination import Combination
 from verifier.ops.convolution import Conv, ConvTranspose, Window
+from verifier.ops.exponential import Exp
 from verifier.ops.extremum import maximum_over
 from verifier.ops.linear import ConstantMatMul, Linear
 from verifier.ops.matmul import matmul
@@ -28,9 +29,11 @@ from verifier.ops.maximum import Maximum
 from verifier.ops.movement import Concat, Pad, Permute, Reshape, Take
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear
 from verifier.ops.product import Product, Square
+from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.reduction import Sum
 from verifier.ops.repeat import repeat
 from verifier.ops.sign import Sign
+from verifier.ops.softmax import Softmax
 from verifier.ops.step import Step
 from verifier.options import BoundMethod
 from verifier.sets import Box
@@ -73,6 +76,9 @@ CASES: list[tuple[Op, list[tuple[int, ...]]]] = [
     (piecewise_linear([-1.0, 0.1, 2.0], [1.0, -2.0, 0.5, 3.0], 0.3), [(2, 3)]),
     (Product(), [(2, 3), (2, 3)]),
     (Square(), [(2, 3)]),
+    (Exp(), [(2, 3)]),
+    (Reciprocal(), [(2, 3)]),
+    (Softmax(0), [(2, 3)]),
     (Maximum(3), [(2, 3), (2, 3), (2, 3)]),
     (Alternatives(), [(2, 3), (2, 3)]),
 ]

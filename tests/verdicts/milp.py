@@ -114,8 +114,8 @@ class Milp:
             case "leaky" | "abs":
                 slope = -1.0 if layer.kind == "abs" else float(c["alpha"])
                 return [self._sum((1.0, p), (-slope, n)) for p, n in map(self._parts, x)]
-            case "sign":
-                return [self._sign(v) for v in x]
+            case "sign" | "binary":
+                return [self._sign(v, layer.kind == "binary") for v in x]
             case "clip":
                 low, high = float(c["low"]), float(c["high"])
                 above_low = [self._parts(self._sum((1.0, v), shift=-low))[0] for v in x]
@@ -137,17 +137,18 @@ class Milp:
                 return [form for part in xs for form in part]
         raise ValueError(layer.kind)
 
-    def _sign(self, z: Form) -> Form:
-        """-1, 0 or 1."""
+    def _sign(self, z: Form, binary: bool) -> Form:
+        """-1, 0 (1 if `binary`) or 1."""
         low, high = self._range(z)
         if low > 0 or high < 0:
             return {}, 1.0 if low > 0 else -1.0
         low, high = min(low, -self.gap), max(high, self.gap)
         left, right = self._column(0, 1, integer=True), self._column(0, 1, integer=True)
-        self._row(self._sum((1.0, left), (1.0, right)), -np.inf, 1.0)
-        # low * left + gap * right <= z <= high * right - gap * left
+        self._row(self._sum((1.0, left), (1.0, right)), 1.0 if binary else -np.inf, 1.0)
+        # low * left + least * right <= z <= high * right - gap * left
+        least = 0.0 if binary else self.gap
         self._row(self._sum((1.0, z), (-high, right), (self.gap, left)), -np.inf, 0.0)
-        self._row(self._sum((1.0, z), (-low, left), (-self.gap, right)), 0.0, np.inf)
+        self._row(self._sum((1.0, z), (-low, left), (-least, right)), 0.0, np.inf)
         return self._sum((1.0, right), (-1.0, left))
 
     def _largest(self, a: Form, b: Form) -> Form:

@@ -70,6 +70,8 @@ def _evaluate(layer: Layer, xs: list[NDArray]) -> NDArray:
             return np.clip(x, float(c["low"]), float(c["high"]))
         case "sign":
             return np.sign(x)
+        case "binary":
+            return np.where(x < 0, -1.0, 1.0)
         case "pool" | "mean":
             windows = np.stack([x[:, own] for own in layer.windows()], 1)
             return windows.max(2) if layer.kind == "pool" else windows.mean(2)
@@ -178,6 +180,12 @@ def to_onnx(net: Net) -> bytes:
                 nodes.append(helper.make_node("Reshape", [f"p{i}", back], [y]))
             case "concat":
                 nodes.append(helper.make_node("Concat", xs, [y], axis=1))
+            case "binary":  # as quantised networks are exported
+                nodes.append(helper.make_node("Sign", xs, [f"s{i}"]))
+                nodes.append(
+                    helper.make_node("Add", [f"s{i}", constant(f"c{i}", np.float32(0.1))], [f"t{i}"])
+                )
+                nodes.append(helper.make_node("Sign", [f"t{i}"], [y]))
             case kind:
                 nodes.append(helper.make_node(kind.capitalize(), xs, [y]))
     last = f"v{len(net.layers)}"

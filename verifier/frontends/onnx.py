@@ -26,6 +26,7 @@ from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, Unsupported, onnx_converter
 from verifier.transforms.fold import fold
 from verifier.transforms.opposite import share_opposite_neurons
+from verifier.transforms.signs import join_signs
 
 if TYPE_CHECKING:
     import onnx
@@ -72,7 +73,7 @@ def load(model: str | Path | bytes, keep: Sequence[str] = ()) -> OnnxModel:
     importer = _Importer(_parse(data, source), source)
     importer.convert()
     graph = importer.graph(keep)
-    folded = fold(share_opposite_neurons(fold(graph)))
+    folded = fold(share_opposite_neurons(join_signs(fold(graph))))
     count = len(importer.proto.graph.output)
     inputs, outputs = importer.inputs, importer.proto.graph.output
     return OnnxModel(

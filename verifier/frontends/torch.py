@@ -29,6 +29,7 @@ from verifier.graph import Builder, Graph, Value
 from verifier.graph.op import Shape
 from verifier.graph.registry import Unsupported, aten_converter
 from verifier.transforms.fold import fold
+from verifier.transforms.signs import join_signs
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class TorchModel:
         Buffers such as running statistics are read anew as well; shapes and everything else are as they were
         at `trace`.
         """
-        return fold(self._convert(dtype or self.dtype).graph())
+        return join_signs(fold(self._convert(dtype or self.dtype).graph()))
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs of the module itself in eval mode and its own dtype, [N, *shape] each, for inputs [N,
@@ -137,7 +138,7 @@ def check(model: TorchModel, examples: Sequence[Tensor] = (), samples: int = 2, 
         points.append(torch.cat([normal, 10 * normal, uniform, *given]))
     with torch.no_grad():
         conversion = model._convert(torch.float64)
-        graph = fold(conversion.graph()).to(device="cpu")
+        graph = join_signs(fold(conversion.graph())).to(device="cpu")
         theirs = model.run(points)
         if max(disagreements(graph, points, theirs, torch.finfo(model.dtype).eps)) > 1:
             raise ModelError(_explain(model, conversion, points))

@@ -1,6 +1,7 @@
 """The computational graph: nodes, the operator protocol, and the values that engines pass along it."""
 
 from verifier.graph.builder import Builder, Value
+from verifier.graph.composite import Composite
 from verifier.graph.graph import Graph, Node
 from verifier.graph.interval import Interval
 from verifier.graph.op import Affine, Constant, Elementwise, Input, Op, Parameter, Relaxation, Univariate
@@ -8,6 +9,7 @@ from verifier.graph.op import Affine, Constant, Elementwise, Input, Op, Paramete
 __all__ = [
     "Affine",
     "Builder",
+    "Composite",
     "Constant",
     "Elementwise",
     "Graph",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -53,6 +53,18 @@ class Builder:
             return self.constant(op.forward(*values).squeeze(0), name or type(op).__name__)
         return self._append(op, positions, name or type(op).__name__, variable)
 
+    def rename(self, value: Value, name: str) -> Value:
+        """Give a node another name (with a number at its end where that is taken)."""
+        node = self._nodes[value.position]
+        self._names.discard(node.name)
+        self._nodes[value.position] = replace(node, name=self._unique(name))
+        return value
+
+    def made_by(self, value: Value) -> tuple[Op, tuple[Value, ...]]:
+        """The operator behind a value, and its arguments."""
+        node = self._nodes[value.position]
+        return node.op, tuple(Value(p) for p in node.inputs)
+
     def shape(self, value: Value) -> Shape:
         return self._nodes[value.position].shape
 
@@ -98,14 +110,17 @@ class Builder:
 
     def _append(self, op: Op, positions: tuple[int, ...], name: str, variable: bool) -> Value:
         shape = tuple(int(n) for n in op.output_shape(*[self._nodes[p].shape for p in positions]))
+        self._nodes.append(Node(self._unique(name), op, positions, shape, self._source))
+        self._variable.append(variable)
+        return Value(len(self._nodes) - 1)
+
+    def _unique(self, name: str) -> str:
         unique, k = name, 1
         while unique in self._names:
             k += 1
             unique = f"{name}_{k}"
         self._names.add(unique)
-        self._nodes.append(Node(unique, op, positions, shape, self._source))
-        self._variable.append(variable)
-        return Value(len(self._nodes) - 1)
+        return unique
 
     def _constant(self, position: int) -> Tensor:
         op = self._nodes[position].op

@@ -54,6 +54,11 @@ class Op(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no vector-Jacobian rule.")
 
+    def ordered(self, shape: Shape) -> Tensor | None:
+        """Groups, int64 [*shape], within which two elements of the result compare (<, =, >) exactly as the same
+        elements of the one argument, of the same shape, do; None where nothing is known."""
+        return None
+
     def tensors(self) -> Iterator[Tensor]:
         for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
@@ -113,6 +118,10 @@ class Affine(Op):
     exact: bool = False
     """True for operators that only move elements (or fill constants): no rounding happens."""
 
+    increasing: bool = False
+    """True where L has no negative entry, so that ends of intervals map to ends: what one end loses by rounding, or an
+    infinite one, does not reach the other."""
+
     elementwise: bool = False
     """True where every element of the argument reaches exactly one element of the result and meets no other
     there (reshapes, permutations, scaling), so that intervals pass through without loss."""
@@ -159,14 +168,29 @@ class Affine(Op):
     def interval(self, *xs: Interval) -> Interval:
         if self.exact:
             return Interval(self.forward(*[x.lower for x in xs]), self.forward(*[x.upper for x in xs]))
+        if self.increasing:
+            return self.between(xs, [x.lower for x in xs], [x.upper for x in xs])
         center = self.forward(*[x.center for x in xs])
         radius = self.absolute(*[x.radius for x in xs])
-        size = self.absolute(*[x.magnitude for x in xs]) + center.abs() + negligible(center.dtype)
+        error = self._error(xs, [x.magnitude for x in xs], center)
+        return Interval(center - radius - error, center + radius + error).sanitise()
+
+    def between(
+        self, xs: Sequence[Interval], lowest: Sequence[Tensor], highest: Sequence[Tensor]
+    ) -> Interval:
+        """The interval where the value is smallest at `lowest` and largest at `highest`, which are ends of `xs`."""
+        low, high = self.forward(*lowest), self.forward(*highest)
+        return Interval(
+            low - self._error(xs, [t.abs() for t in lowest], low),
+            high + self._error(xs, [t.abs() for t in highest], high),
+        ).sanitise()
+
+    def _error(self, xs: Sequence[Interval], sizes: Sequence[Tensor], value: Tensor) -> Tensor:
+        """How far a value computed from arguments of at most these sizes may be off."""
+        size = self.absolute(*sizes) + value.abs() + negligible(value.dtype)
         error = rounding_unit(self, xs) * size
         doubt = self.uncertainty(*[tuple(x.lower.shape[1:]) for x in xs])
-        if doubt is not None:
-            error = error + 2 * doubt  # for casting it rounds
-        return Interval(center - radius - error, center + radius + error).sanitise()
+        return error if doubt is None else error + 2 * doubt  # for casting it rounds
 
     def vjp(
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifier.graph import Affine, Builder, Value
+from verifier.graph import Affine, Builder, Interval, Value
 from verifier.graph.coefficients import Coefficients
 from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
@@ -18,6 +18,8 @@ from verifier.ops.movement import broadcast, joint_shape
 @dataclass(frozen=True, eq=False)
 class Add(Affine):
     """x_1 + x_2, of one shape."""
+
+    increasing = True
 
     def output_shape(self, *shapes: Shape) -> Shape:
         if shapes[0] != shapes[1]:
@@ -75,6 +77,13 @@ class ScaleShift(Affine):
 
     def uncertainty(self, *shapes: Shape) -> Tensor | None:
         return None if self.doubt is None else self.doubt.expand(shapes[0])
+
+    def interval(self, *xs: Interval) -> Interval:
+        lower, upper = xs[0]
+        if self.scale is None:
+            return self.between(xs, [lower], [upper])
+        falls = self.scale < 0
+        return self.between(xs, [torch.where(falls, upper, lower)], [torch.where(falls, lower, upper)])
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         return coefficients if self.scale is None else coefficients * self.scale

@@ -22,6 +22,7 @@ class Sum(Affine):
     """The sum over `axes` (non-negative, sorted), which stay as dimensions of size 1."""
 
     axes: tuple[int, ...]
+    increasing = True
 
     def output_shape(self, *shapes: Shape) -> Shape:
         if any(not 0 <= a < len(shapes[0]) for a in self.axes):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Graph, Interval, Value
-from verifier.graph.op import Input, Op, Shape
+from verifier.graph.composite import intervals
+from verifier.graph.op import Op, Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,7 @@ class Repeat(Op):
     is body output number `output`: a state's last value, or an emitted value of all rounds stacked, [trips,
     *shape].
 
-    Bound engines treat loops written out (`transforms.unroll`); a body shared by several nodes is written
+    Bound engines treat loops written out (`transforms.write_out`); a body shared by several nodes is written
     once.
     """
 
@@ -32,7 +33,7 @@ class Repeat(Op):
     states: int
     scanned: int
     output: int
-    no_derivative = "a loop is written out first (transforms.unroll)"
+    no_derivative = "it is written out first (transforms.write_out)"
 
     @property
     def stacked(self) -> bool:
@@ -72,7 +73,7 @@ class Repeat(Op):
         emitted: list[Interval] = []
         for step in range(self.trips):
             ends = zip(self._slices(lower, step), self._slices(upper, step), strict=True)
-            results = _body_intervals(self.body, [Interval(low, high) for low, high in ends])
+            results = intervals(self.body, [Interval(low, high) for low, high in ends])
             lower[: self.states] = [r.lower for r in results[: self.states]]
             upper[: self.states] = [r.upper for r in results[: self.states]]
             emitted.append(results[self.output])
@@ -93,15 +94,6 @@ class Repeat(Op):
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Repeat:
         return dataclasses.replace(self, body=self.body.to(dtype, device))
-
-
-def _body_intervals(body: Graph, inputs: Sequence[Interval]) -> list[Interval]:
-    """Interval arithmetic through a graph; the bound engines' own is in a layer above."""
-    values = dict(zip(body.inputs, inputs, strict=True))
-    for i, node in enumerate(body.nodes):
-        if not isinstance(node.op, Input):
-            values[i] = node.op.interval(*[values[j] for j in node.inputs])
-    return [values[i] for i in body.outputs]
 
 
 def repeat(builder: Builder, body: Graph, trips: int, states: int, *arguments: Value) -> list[Value]:

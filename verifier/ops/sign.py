@@ -1,4 +1,4 @@
-"""Sign, with the value 0 at 0."""
+"""Sign, with a value of choice at 0."""
 
 from __future__ import annotations
 
@@ -14,36 +14,40 @@ from verifier.graph.registry import OnnxNode, aten_op, onnx_op
 
 @dataclass(frozen=True, eq=False)
 class Sign(Univariate):
-    """-1, 0 or 1.
+    """-1 below zero, 1 above, and `at_zero` (-1, 0 or 1) at zero: binarised networks have no zeros.
 
     Every line above a jump from -1 to 1 passes over (0, 1), so the intercepts are the signs of the interval's
     ends, and the slopes are free from 0 to where the line reaches the other end's value: with 0 < u the lower
     line through (0, sign l) may rise until (u, sign u), and likewise above.
     """
 
+    at_zero: float = 0.0
     jumps = True
     no_derivative = "it is constant but for a jump at 0, where there is no derivative"
 
     def forward(self, *xs: Tensor) -> Tensor:
-        return xs[0].sign()
+        value = xs[0].sign()
+        return value + self.at_zero * (value == 0) if self.at_zero else value
 
     def interval(self, *xs: Interval) -> Interval:
-        return xs[0].map(torch.sign)
+        return xs[0].map(self.forward)
 
     def support_max(self, slope: Tensor, x: Interval) -> Tensor:
         """The supremum: at an end, or at zero with the value of the right side."""
-        ends = torch.maximum(x.lower.sign() - slope * x.lower, x.upper.sign() - slope * x.upper)
-        return torch.where(_around_zero(x), torch.maximum(ends, x.upper.sign()), ends)
+        low, high = self.interval(x)
+        ends = torch.maximum(low - slope * x.lower, high - slope * x.upper)
+        return torch.where(_around_zero(x), torch.maximum(ends, high), ends)
 
     def support_min(self, slope: Tensor, x: Interval) -> Tensor:
-        ends = torch.minimum(x.lower.sign() - slope * x.lower, x.upper.sign() - slope * x.upper)
-        return torch.where(_around_zero(x), torch.minimum(ends, x.lower.sign()), ends)
+        low, high = self.interval(x)
+        ends = torch.minimum(low - slope * x.lower, high - slope * x.upper)
+        return torch.where(_around_zero(x), torch.minimum(ends, low), ends)
 
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
         """Start from the line that is best at the interval's middle."""
         lower, upper = xs[0]
         zero = torch.zeros_like(lower)
-        jump = upper.sign() - lower.sign()
+        jump = self.forward(upper) - self.forward(lower)
         below, above = _capped(jump, upper), _capped(jump, -lower)
         right = upper > -lower
         return {
@@ -52,11 +56,12 @@ class Sign(Univariate):
         }
 
     def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
-        low, high = xs[0].lower.sign(), xs[0].upper.sign()
+        low, high = self.interval(xs[0])
         return Relaxation((parameters["lower_slope"],), low, (parameters["upper_slope"],), high)
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
-        return _around_zero(xs[0]) & (xs[0].lower < xs[0].upper)
+        low, high = self.interval(xs[0])
+        return low < high
 
     def branching_point(self, index: int, *xs: Interval) -> Tensor:
         return torch.zeros_like(xs[0].lower).clamp(xs[0].lower, xs[0].upper)

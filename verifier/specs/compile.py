@@ -25,6 +25,8 @@ from verifier.specs.monomials import linearised, used_columns
 from verifier.specs.normalise import normalise
 from verifier.specs.problem import Problem, Tree, count_disjuncts, disjuncts
 from verifier.specs.query import Kind, Query, Variable
+from verifier.transforms.compare import compare_earlier
+from verifier.transforms.composites import write_out
 from verifier.transforms.fold import fold
 
 MAX_EXPANDED = 4096
@@ -47,7 +49,8 @@ class Network(Protocol):
 @dataclass(frozen=True, eq=False)
 class Compiled:
     """`graph` maps x [n_in] (all input elements, as declared) to margins [K]; atom k of the formula holds at x
-    iff margin k is <= 0 (< 0 where `strict[k]`).
+    iff margin k is <= 0 (< 0 where `strict[k]`), in exact arithmetic: margins have the atoms' signs, not always their
+    sizes (`transforms.compare`).
 
     Case n is the box `lower[n]`, `upper[n]` (float64 [N, n_in], rounded outward) and `clauses[n]` of int64
     [N, D, C]: a disjunction over D of conjunctions over C of atoms. -1 is padding: within a conjunction it holds
@@ -84,7 +87,7 @@ def compile_query(query: Query, networks: Mapping[str, Network]) -> Compiled:
     values, linear = linearised(builder, values, first, problem)
     margins, atoms = _Margins(builder, values, first, linear).build()
     return Compiled(
-        graph=fold(builder.graph(margins)),
+        graph=fold(write_out(compare_earlier(builder.graph(margins)))),
         lower=torch.from_numpy(problem.lower),
         upper=torch.from_numpy(problem.upper),
         clauses=atoms.clauses,

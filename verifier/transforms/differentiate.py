@@ -14,8 +14,8 @@ from torch import Tensor
 from verifier.errors import UnsupportedError
 from verifier.graph import Builder, Graph, Value
 from verifier.ops.arithmetic import add
+from verifier.transforms.composites import write_out
 from verifier.transforms.fold import fold
-from verifier.transforms.unroll import unroll
 
 
 def differentiate(graph: Graph, output: int = 0, cotangent: Tensor | None = None) -> Graph:
@@ -23,10 +23,10 @@ def differentiate(graph: Graph, output: int = 0, cotangent: Tensor | None = None
 
     The result has the inputs of `graph` and one output per input, of that input's shape. `cotangent`, of the shape of
     output number `output` and not batched, is part of the graph (ones: the gradient of the sum); without it the graph
-    has one more input at the end, called "cotangent". Loops are written out. Raises UnsupportedError that names all
-    operators without a derivative.
+    has one more input at the end, called "cotangent". Loops and composite operators are written out. Raises
+    UnsupportedError that names all operators without a derivative.
     """
-    graph = unroll(graph)
+    graph = write_out(graph)
     builder = Builder()
     values = {i: builder.input(graph.nodes[i].name, graph.nodes[i].shape) for i in graph.inputs}
     target = graph.outputs[output]

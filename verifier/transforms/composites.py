@@ -1,0 +1,23 @@
+"""Operators made of others, and loops, written out, so that every engine can treat them."""
+
+from __future__ import annotations
+
+from verifier.graph import Builder, Composite, Graph, Value
+from verifier.graph.builder import rewritten
+from verifier.transforms.unroll import unroll
+
+
+def write_out(graph: Graph) -> Graph:
+    """An equal graph of affine and elementwise nodes alone; `graph` itself where it is one. The last node of what
+    replaces a composite operator has its name."""
+    graph = unroll(graph)
+    if not any(isinstance(node.op, Composite) for node in graph.nodes):
+        return graph
+
+    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
+        node = graph.nodes[i]
+        if not isinstance(node.op, Composite):
+            return None
+        return builder.rename(node.op.write_out(builder, *arguments), node.name)
+
+    return rewritten(graph, replacement)

@@ -1,0 +1,54 @@
+"""A sign of a sign is one sign: binarised networks write sign(sign(x) + 0.1) for a sign that is never 0."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Builder, Graph, Value
+from verifier.graph.builder import rewritten
+from verifier.ops.arithmetic import ScaleShift, negate
+from verifier.ops.sign import Sign
+
+
+def join_signs(graph: Graph) -> Graph:
+    """An equal graph in which no Sign takes another one's result, scaled and shifted perhaps, unless its value depends
+    on the element; `graph` itself where it has no two signs."""
+    if sum(isinstance(node.op, Sign) for node in graph.nodes) < 2:
+        return graph
+
+    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
+        node = graph.nodes[i]
+        return _joined(builder, node.op, arguments[0], node.name) if isinstance(node.op, Sign) else None
+
+    return rewritten(graph, replacement)
+
+
+def _joined(builder: Builder, sign: Sign, x: Value, name: str) -> Value | None:
+    """sign(x) as a sign of what x is a sign of, or None."""
+    between, sources = builder.made_by(x)
+    if not isinstance(between, ScaleShift):
+        between, sources = ScaleShift(), (x,)
+    first, origin = builder.made_by(sources[0])
+    if not isinstance(first, Sign):
+        return None
+    below, at, above = (_value(sign, between, v) for v in (-1.0, first.at_zero, 1.0))
+    if below is None or at is None or above is None or below != -above or below == 0:
+        return None
+    if below < 0:
+        return builder.add(Sign(at), *origin, name=name)
+    return builder.rename(negate(builder, builder.add(Sign(-at), *origin)), name)
+
+
+def _value(sign: Sign, between: ScaleShift, value: float) -> float | None:
+    """sign(scale * value + shift) where it is the same for all elements and no rounding can change it, else None."""
+    zero = torch.zeros((), dtype=torch.float64)
+    scale, shift, doubt = (
+        zero + default if t is None else t
+        for t, default in ((between.scale, 1.0), (between.shift, 0.0), (between.doubt, 0.0))
+    )
+    y, size = scale * value + shift, (scale * value).abs() + shift.abs()
+    certain = (y.abs() > 4 * torch.finfo(y.dtype).eps * size + doubt) | ((size == 0) & (doubt == 0))
+    result: Tensor = sign.forward(y)
+    first = float(result.flatten()[0])
+    return first if bool((certain & (result == first)).all()) else None
