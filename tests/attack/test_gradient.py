@@ -194,6 +194,19 @@ def test_straight_through_gradients():
     assert all(a.op is b.op for a, b in zip(relus.nodes, with_gradients(relus).nodes, strict=True))
 
 
+def test_only_elements_that_can_flip_get_gradients():
+    builder = Builder()
+    graph = with_gradients(builder.graph(builder.add(Flat(), builder.input("x", (3,)))))
+    spread = torch.tensor([0.1, 0.1, 1e-9], dtype=torch.float64)
+    near = torch.tensor([0.05, 5.0, 1e-9], dtype=torch.float64)
+    x = near + spread * torch.linspace(-1, 1, 7, dtype=torch.float64).unsqueeze(1)
+    for points in (x, x[:1]):  # one point alone has no spread to go by
+        points.requires_grad_()
+        (gradient,) = torch.autograd.grad(graph.evaluate([points])[0].sum(), points)
+        assert bool((gradient[:, [0, 2]] > 0).all())
+        assert bool((gradient[:, 1] < 1e-6 * gradient[:, 0]).all())
+
+
 def test_sign_network(compiled):
     """64 random signs must agree with a planted point more than sampling ever reaches."""
     generator = torch.Generator().manual_seed(0)

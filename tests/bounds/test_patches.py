@@ -19,8 +19,10 @@ from verifier.graph.patches import Grid, Patches
 from verifier.ops.arithmetic import add, scale_shift
 from verifier.ops.average_pool import average_pool
 from verifier.ops.convolution import Conv, Window
+from verifier.ops.extremum import max_pool
 from verifier.ops.linear import Linear
-from verifier.ops.movement import Pad, reshape
+from verifier.ops.maximum import Maximum
+from verifier.ops.movement import Pad, reshape, take
 from verifier.ops.piecewise_linear import leaky_relu, relu
 from verifier.ops.select import concat
 from verifier.sets import Box
@@ -71,11 +73,21 @@ def line(b: Builder, x: Value) -> Value:
     return relu(b, conv(b, h, 3))
 
 
+def pooled(b: Builder, x: Value) -> Value:
+    h = conv(b, reshape(b, x, (1, 3, 14, 14)), 4, k=2, p=1)  # 15 x 15: a row and a column are left over
+    h = max_pool(b, h, Window((2, 2), (2, 2), (1, 1), (0, 0), (0, 0)), False)
+    h = relu(b, conv(b, h, 4))
+    h = b.add(Maximum(2), *[take(b, conv(b, h, 3), lambda t, k=k: t[:, :, k:6:3, k::4]) for k in (0, 1)])
+    h = relu(b, conv(b, reshape(b, take(b, h, lambda t: t.flip(3)), (1, 3, -1)), 2))
+    return relu(b, conv(b, h, 2))
+
+
 NETWORKS: dict[str, Callable[[Builder, Value], Value]] = {
     "residual": residual,
     "uneven": uneven,
     "joined": joined,
     "line": line,
+    "pooled": pooled,
 }
 
 

@@ -19,7 +19,7 @@ from verifier.ops.arithmetic import ScaleShift, add
 from verifier.ops.convolution import Conv, ConvTranspose, Window
 from verifier.ops.linear import Linear
 from verifier.ops.movement import Permute, Reshape, Take
-from verifier.ops.piecewise_linear import relu
+from verifier.ops.piecewise_linear import PRelu, relu
 from verifier.sets import Box
 from verifier.transforms.fold import fold
 
@@ -78,6 +78,11 @@ CHAINS = {
         (2, 3), ["Take"],
         lambda: [Permute((1, 0)), Reshape((6,)), Take(torch.tensor([5, 0, 0, 3]), (2, 2)), Reshape((4,)),
                  Take(torch.tensor([1, 3]), (2,))]),
+    "permutations around a relu": ((2, 3), ["Relu"], lambda: [Permute((1, 0)), relu, Permute((1, 0))]),
+    "permutation, one slope": (
+        (2, 3), ["PRelu"], lambda: [Permute((1, 0)), PRelu(torch.tensor([0.1]).double()), Permute((1, 0))]),
+    "permutation, own slopes": (
+        (2, 3), ["Permute", "PRelu", "Permute"], lambda: [Permute((1, 0)), PRelu(r(2)), Permute((1, 0))]),
     "around a relu": (
         (3,), ["Linear", "Relu", "Linear"],
         lambda: [ScaleShift(r(3), r(3)), Linear(r(4, 3)), ScaleShift(None, r(4)), relu, ScaleShift(r(4)), Linear(r(2, 4))]),

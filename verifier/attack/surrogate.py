@@ -12,12 +12,15 @@ from torch import Tensor
 from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.op import Op, Shape
 
-_WINDOW = 1.0
-"""The gradient passes where |x| is at most this many times the mean |x| of the value."""
+_LEAST = 1e-3
+"""Widths are at least this part of the mean |x| of the value,"""
+_ALONE = 0.3
+"""and this part where there are no other points to tell them from."""
 
 
-class _ClippedIdentity(torch.autograd.Function):
-    """Forward gives `value`; backward treats it as a multiple of the identity in a window around zero."""
+class _Smoothed(torch.autograd.Function):
+    """Forward gives `value`; backward treats it as a jump at zero smoothed by a Gaussian, for each element as wide as
+    its arguments spread over the batch: what no point of a small box can flip gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
@@ -28,13 +31,15 @@ class _ClippedIdentity(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         size = x.abs()
-        scale = size.flatten(1).mean(1).clamp(min=torch.finfo(x.dtype).tiny).view(-1, *[1] * (x.dim() - 1))
-        return grads[0] * (size <= _WINDOW * scale) / scale, None
+        mean = size.flatten(1).mean(1).clamp(min=torch.finfo(x.dtype).tiny).view(-1, *[1] * (x.dim() - 1))
+        width = torch.maximum(x.std(0, keepdim=True), _LEAST * mean) if len(x) > 1 else _ALONE * mean
+        slope = torch.exp(-0.5 * (size / width).square()) / width
+        return grads[0] * slope, None
 
 
 @dataclass(frozen=True, eq=False)
 class StraightThrough(Op):
-    """The operator `of` of one argument, with a clipped identity as its derivative."""
+    """The operator `of` of one argument, with the derivative of a smoothed jump."""
 
     of: Op
 
@@ -55,7 +60,7 @@ class StraightThrough(Op):
     def forward(self, *xs: Tensor) -> Tensor:
         with torch.no_grad():
             value = self.of.forward(*xs)
-        return _ClippedIdentity.apply(xs[0], value)  # pyright: ignore[reportReturnType]
+        return _Smoothed.apply(xs[0], value)  # pyright: ignore[reportReturnType]
 
 
 def with_gradients(graph: Graph) -> Graph:

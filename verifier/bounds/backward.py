@@ -11,9 +11,9 @@ from torch import Tensor
 
 from verifier.bounds.lines import sane, through, through_error
 from verifier.graph import Affine, Elementwise, Graph, Interval, Relaxation
-from verifier.graph.coefficients import Coefficients, Dense
+from verifier.graph.coefficients import Coefficients, Dense, Rows
 from verifier.graph.op import Constant, Input, negligible
-from verifier.graph.patches import Patches
+from verifier.graph.patches import Patches, image_of, single
 from verifier.sets import InputSet
 
 
@@ -131,6 +131,8 @@ def backward(
                 error = error + _affine_error(graph, position, coefficients, offset, bounds)
             parts = [node.op.backward(coefficients, k, *shapes) for k in range(len(node.inputs))]
         elif isinstance(node.op, Elementwise):
+            if isinstance(coefficients, Rows) and (image := image_of(node.shape)) is not None:
+                coefficients = single(coefficients, image).narrowed()
             if not isinstance(coefficients, Patches):
                 coefficients = Dense(coefficients.dense())
             relaxation = sane(relaxations[position])

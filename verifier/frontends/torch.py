@@ -57,7 +57,7 @@ class TorchModel:
         Buffers such as running statistics are read anew as well; shapes and everything else are as they were
         at `trace`.
         """
-        return join_signs(fold(self._convert(dtype or self.dtype).graph()))
+        return _simplified(self._convert(dtype or self.dtype).graph())
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs of the module itself in eval mode and its own dtype, [N, *shape] each, for inputs [N,
@@ -138,10 +138,16 @@ def check(model: TorchModel, examples: Sequence[Tensor] = (), samples: int = 2, 
         points.append(torch.cat([normal, 10 * normal, uniform, *given]))
     with torch.no_grad():
         conversion = model._convert(torch.float64)
-        graph = join_signs(fold(conversion.graph())).to(device="cpu")
+        graph = _simplified(conversion.graph()).to(device="cpu")
         theirs = model.run(points)
         if max(disagreements(graph, points, theirs, torch.finfo(model.dtype).eps)) > 1:
             raise ModelError(_explain(model, conversion, points))
+
+
+def _simplified(graph: Graph) -> Graph:
+    folded = fold(graph)
+    joined = join_signs(folded)
+    return folded if joined is folded else fold(joined)
 
 
 def _explain(model: TorchModel, conversion: _Conversion, points: list[Tensor]) -> str:

@@ -48,10 +48,7 @@ class Patches(Coefficients):
     @property
     def natural(self) -> bool:
         """Whether the node is an image [1, C, H, W] or [1, C, W], and `map` its own dimensions."""
-        if len(self.shape) not in (3, 4) or self.shape[0] != 1:
-            return False
-        size = self.shape[2:] if len(self.shape) == 4 else (1, *self.shape[2:])
-        return (self.shape[1], *size) == self.map
+        return image_of(self.shape) == self.map
 
     @property
     def wide(self) -> bool:
@@ -124,6 +121,20 @@ class Patches(Coefficients):
     def multiply(self, factor: Tensor) -> Coefficients:
         return self.with_values(self.values.flatten(2) * self.pick(factor))
 
+    def spread(
+        self, map: tuple[int, int, int], step: tuple[int, int], start: tuple[int, int], shape: tuple[int, ...]
+    ) -> Patches:
+        """The windows over a larger `map` of which this one has the places `start` + `step` (i, j)."""
+        size = [(k - 1) * s + 1 for k, s in zip(self.kernel, step, strict=True)]
+        values = self.values.new_zeros(*self.values.shape[:3], *size)
+        values[..., :: step[0], :: step[1]] = self.inside()
+        grid = Grid(
+            self.grid.counts,
+            (self.grid.step[0] * step[0], self.grid.step[1] * step[1]),
+            (self.grid.start[0] * step[0] + start[0], self.grid.start[1] * step[1] + start[1]),
+        )
+        return Patches(values, self.cell, grid, map, shape)
+
     @property
     def roundings(self) -> int:
         return roundings(self.map[0] * self.kernel[0] * self.kernel[1])
@@ -195,6 +206,13 @@ def _pads(grid: Grid, kernel: tuple[int, int], size: tuple[int, int]) -> list[in
         reach = grid.start[d] + (grid.counts[d] - 1) * grid.step[d] + kernel[d]
         pads += [-grid.start[d], reach - size[d]]
     return pads
+
+
+def image_of(shape: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """(C, H, W) of a node of shape [1, C, H, W] or [1, C, W]; None for others."""
+    if len(shape) not in (3, 4) or shape[0] != 1:
+        return None
+    return (shape[1], shape[2] if len(shape) == 4 else 1, shape[-1])
 
 
 def wide(kernel: tuple[int, int], map: tuple[int, int, int]) -> bool:

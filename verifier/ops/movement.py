@@ -14,7 +14,7 @@ from torch import Tensor
 from verifier.graph import Affine, Builder, Value
 from verifier.graph.coefficients import Coefficients, Diagonal, Rows
 from verifier.graph.op import Shape
-from verifier.graph.patches import Patches
+from verifier.graph.patches import Patches, image_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,37 @@ class Take(Affine):
         if isinstance(coefficients, Diagonal):
             scale = coefficients.values.reshape(coefficients.values.shape[0], -1)
             return Rows(self.index.expand(scale.shape[0], -1), scale, shapes[0])
+        if isinstance(coefficients, Patches) and coefficients.natural:
+            lattice = _lattice(self.index, coefficients.map, shapes[0])
+            if lattice is not None:
+                return coefficients.spread(*lattice, shapes[0]).narrowed()
         return super().backward(coefficients, index, *shapes)
+
+
+def _lattice(
+    index: Tensor, map: tuple[int, int, int], shape: Shape
+) -> tuple[tuple[int, int, int], tuple[int, int], tuple[int, int]] | None:
+    """(size of the larger map, step, start) where `index` takes the elements of `map` (C, h, w) from places start +
+    step (i, j) of all channels of an image of `shape`, as pooling does; None where it takes others."""
+    image = image_of(shape)
+    if image is None or image[0] != map[0]:
+        return None
+    _, height, width = image
+    places = index.view(map)
+    start = (int(places[0, 0, 0]) // width, int(places[0, 0, 0]) % width)
+    down = (int(places[0, 1, 0]) - int(places[0, 0, 0])) // width if map[1] > 1 else 1
+    right = int(places[0, 0, 1]) - int(places[0, 0, 0]) if map[2] > 1 else 1
+    if down < 1 or right < 1:
+        return None
+    rows, columns = (
+        torch.arange(n, device=index.device) * step + first
+        for n, step, first in zip(map[1:], (down, right), start, strict=True)
+    )
+    wanted = rows.unsqueeze(1) * width + columns
+    wanted = torch.arange(map[0], device=index.device).view(-1, 1, 1) * (height * width) + wanted
+    if int(rows[-1]) >= height or int(columns[-1]) >= width or not torch.equal(places, wanted):
+        return None
+    return image, (down, right), start
 
 
 @dataclass(frozen=True, eq=False)

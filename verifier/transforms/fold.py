@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from verifier.graph import Graph, Node, Op
+from verifier.graph import Graph, Node, Op, Univariate
 from verifier.graph.op import Shape
 from verifier.ops.arithmetic import ScaleShift
 from verifier.ops.convolution import Conv, ConvTranspose
 from verifier.ops.linear import Linear
 from verifier.ops.movement import Permute, Reshape, Take
+from verifier.ops.piecewise_linear import PiecewiseLinear
 from verifier.transforms.exact import faithful_affine, faithful_product, sum_rounding
 
 Rule = Callable[[Any, Any, Shape, Shape], "tuple[Op, ...] | None"]
@@ -61,7 +62,7 @@ class _Folder:
             if len(producer.inputs) == 1 and self.uses[source] == 1:
                 before = producer.inputs[0]
                 shape = self.nodes[before].shape
-                rule = _RULES.get((type(producer.op), type(node.op)))
+                rule = _rule(producer.op, node.op)
                 ops = rule(producer.op, node.op, shape, producer.shape) if rule else None
                 if ops is not None:
                     return self._chain(ops, before, producer, node, uses)
@@ -74,7 +75,8 @@ class _Folder:
         for k, op in enumerate(ops):
             last = k == len(ops) - 1
             shape = op.output_shape(self.nodes[position].shape)
-            name, source = (node.name, node.source) if last else (producer.name, producer.source)
+            # What stands in a producer's place in the middle has another value: it must not have the name.
+            name, source = (node.name, node.source) if last else (f"{producer.name}_moved", producer.source)
             position = self.place(Node(name, op, (position,), shape, source), uses if last else 1)
         return position
 
@@ -89,6 +91,12 @@ class _Folder:
             for old in sorted(needed)
         )
         return Graph(nodes, tuple(new[i] for i in inputs), tuple(new[i] for i in outputs))
+
+
+def _rule(first: Op, second: Op) -> Rule | None:
+    if isinstance(first, Permute) and isinstance(second, Univariate):
+        return _permute_univariate
+    return _RULES.get((type(first), type(second)))
 
 
 def _does_nothing(op: Op, shape: Shape) -> bool:
@@ -263,6 +271,14 @@ def _reshape_reshape(first: Reshape, second: Reshape, shape: Shape, middle: Shap
 
 def _permute_permute(first: Permute, second: Permute, shape: Shape, middle: Shape) -> tuple[Op, ...]:
     return (Permute(tuple(first.axes[a] for a in second.axes)),)
+
+
+def _permute_univariate(
+    first: Permute, second: Univariate, shape: Shape, middle: Shape
+) -> tuple[Op, ...] | None:
+    """The other way round, so that permutations meet and cancel; networks made for another layout are full of them."""
+    alike = isinstance(second, PiecewiseLinear) or all(t.numel() == 1 for t in second.tensors())
+    return (second, first) if alike else None
 
 
 def _take_take(first: Take, second: Take, shape: Shape, middle: Shape) -> tuple[Op, ...]:

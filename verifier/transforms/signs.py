@@ -8,12 +8,13 @@ from torch import Tensor
 from verifier.graph import Builder, Graph, Value
 from verifier.graph.builder import rewritten
 from verifier.ops.arithmetic import ScaleShift, negate
+from verifier.ops.movement import Permute, Reshape
 from verifier.ops.sign import Sign
 
 
 def join_signs(graph: Graph) -> Graph:
-    """An equal graph in which no Sign takes another one's result, scaled and shifted perhaps, unless its value depends
-    on the element; `graph` itself where it has no two signs."""
+    """An equal graph in which no Sign takes another one's result, moved, scaled and shifted perhaps, unless its value
+    depends on the element; `graph` itself where it has no two signs."""
     if sum(isinstance(node.op, Sign) for node in graph.nodes) < 2:
         return graph
 
@@ -26,18 +27,24 @@ def join_signs(graph: Graph) -> Graph:
 
 def _joined(builder: Builder, sign: Sign, x: Value, name: str) -> Value | None:
     """sign(x) as a sign of what x is a sign of, or None."""
-    between, sources = builder.made_by(x)
-    if not isinstance(between, ScaleShift):
-        between, sources = ScaleShift(), (x,)
-    first, origin = builder.made_by(sources[0])
+    between: ScaleShift | None = None
+    moves: list[Permute | Reshape] = []
+    first, origin = builder.made_by(x)
+    while isinstance(first, Permute | Reshape) or (isinstance(first, ScaleShift) and between is None):
+        if isinstance(first, ScaleShift):
+            between = first
+        else:
+            moves.append(first)
+        first, origin = builder.made_by(origin[0])
     if not isinstance(first, Sign):
         return None
-    below, at, above = (_value(sign, between, v) for v in (-1.0, first.at_zero, 1.0))
+    below, at, above = (_value(sign, between or ScaleShift(), v) for v in (-1.0, first.at_zero, 1.0))
     if below is None or at is None or above is None or below != -above or below == 0:
         return None
-    if below < 0:
-        return builder.add(Sign(at), *origin, name=name)
-    return builder.rename(negate(builder, builder.add(Sign(-at), *origin)), name)
+    y = builder.add(Sign(at if below < 0 else -at), *origin)
+    for move in reversed(moves):
+        y = builder.add(move, y)
+    return builder.rename(y if below < 0 else negate(builder, y), name)
 
 
 def _value(sign: Sign, between: ScaleShift, value: float) -> float | None:
