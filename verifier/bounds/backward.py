@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,13 +24,14 @@ class LinearBound:
 
     `coefficients` maps an input node to [B or 1, R, *shape]; `constant` is [B, R], and `error` [B, R] or None
     bounds what rounding may have added to coefficients and constant together. `patches` are coefficients too, of
-    further input nodes; only `minimum` knows them.
+    further input nodes; only `minimum` knows them. `widest` says how many numbers one row had at most on the way.
     """
 
     coefficients: dict[int, Tensor]
     constant: Tensor
     error: Tensor | None
     patches: Mapping[int, Patches] = field(default_factory=dict)
+    widest: int = 0
 
     def minimum(self, graph: Graph, sets: Sequence[InputSet]) -> Tensor:
         """The forms' lower bounds over the input sets: [B, R], rounding subtracted."""
@@ -93,10 +95,12 @@ def backward(
     constant: Tensor | float = 0.0
     error: Tensor | float = 0.0
     spread: Tensor | float = 0.0  # the sum of what was added to the constant, in magnitude
-    steps = 0
+    steps = widest = 0
     while queue:
         position = -heapq.heappop(queue)
         coefficients = pending.pop(position)
+        if isinstance(coefficients, Patches | Dense):
+            widest = max(widest, math.prod(coefficients.values.shape[2:]))
         node = graph.nodes[position]
         if record is not None and position in record:
             record[position] = coefficients.dense()
@@ -163,7 +167,7 @@ def backward(
         constant = reference.new_zeros(reference.shape[0], reference.shape[1])
     if isinstance(error, Tensor) and isinstance(spread, Tensor):
         error = error + steps * torch.finfo(spread.dtype).eps * spread
-    return LinearBound(inputs, constant, error if isinstance(error, Tensor) else None, patches)
+    return LinearBound(inputs, constant, error if isinstance(error, Tensor) else None, patches, widest)
 
 
 def _affine_error(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -254,14 +254,13 @@ def neuron_bounds(
 ) -> Interval:
     """Backward bounds of the selected neurons of one node: [B, K]."""
     like = bounds[position].lower
-    step = max(1, _chunk(graph, position, sets[0].batch, like, effort.memory) // 2)
+    chunks = _Chunks(graph, position, sets[0].batch, like, effort, ends=2)
     lowers, uppers = [], []
-    for start in range(0, selection.index.shape[1], step):
-        if time.monotonic() > effort.deadline:
-            raise OutOfTime
-        rows = selection.rows(like, start, start + step)
-        lines = relaxations.of(position, slice(start, start + step))
+    for part in chunks.of(selection.index.shape[1]):
+        rows = selection.rows(like, part.start, part.stop)
+        lines = relaxations.of(position, part)
         bound = backward(graph, {position: rows}, lines, bounds, effort.rounding, windows=True)
+        chunks.widest = bound.widest
         low = bound.minimum(graph, sets)
         count = low.shape[1] // 2
         lowers.append(low[:, :count])
@@ -279,14 +278,13 @@ def signed_bounds(
     effort: Effort,
 ) -> Tensor:
     """Lower bounds [B, R] of single elements of one node, times their signs, by the starting relaxations."""
-    step = _chunk(graph, position, sets[0].batch, bounds[position].lower, effort.memory)
+    chunks = _Chunks(graph, position, sets[0].batch, bounds[position].lower, effort, ends=1)
     lines = relaxations.of(position, slice(None))
     lows = []
-    for start in range(0, rows.index.shape[1], step):
-        if time.monotonic() > effort.deadline:
-            raise OutOfTime
-        part = Rows(rows.index[:, start : start + step], rows.scale[:, start : start + step], rows.shape)
-        bound = backward(graph, {position: part}, lines, bounds, effort.rounding, windows=True)
+    for part in chunks.of(rows.index.shape[1]):
+        few = Rows(rows.index[:, part], rows.scale[:, part], rows.shape)
+        bound = backward(graph, {position: few}, lines, bounds, effort.rounding, windows=True)
+        chunks.widest = bound.widest
         lows.append(bound.minimum(graph, sets))
     return torch.cat(lows, 1)
 
@@ -321,10 +319,28 @@ def specification_bound(
     return backward(graph, {target: rows}, lines, bounds, rounding)
 
 
-def _chunk(graph: Graph, position: int, batch: int, like: Tensor, memory: int) -> int:
-    """How many rows to bound at once: the widest layer's coefficients, about eight copies of them alive (windows are
-    at most half as large, but come with the lines under each). On a CPU large tensors only cost page faults."""
-    if like.device.type == "cpu":
-        memory = min(memory, _CPU_MEMORY)
-    widest = max(graph.nodes[j].numel for j in graph.ancestors(position))
-    return max(1, memory // (8 * batch * widest * like.element_size()))
+class _Chunks:
+    """Cuts the rows of one node into chunks whose coefficients fit into memory, about eight copies of them alive. The
+    first one allows for dense rows of the widest layer; the others for the `widest` row that was met, twice, as windows
+    come with the lines under them. On a CPU large tensors only cost page faults."""
+
+    def __init__(
+        self, graph: Graph, position: int, batch: int, like: Tensor, effort: Effort, ends: int
+    ) -> None:
+        """`ends` rows are bounded per neuron."""
+        self.widest = 0
+        self._deadline = effort.deadline
+        memory = min(effort.memory, _CPU_MEMORY) if like.device.type == "cpu" else effort.memory
+        self._room = memory // (8 * ends * batch * like.element_size())
+        self._layer = max(graph.nodes[j].numel for j in graph.ancestors(position))
+
+    def of(self, count: int) -> Iterator[slice]:
+        """Slices of the `count` neurons. Raises OutOfTime where the deadline has come."""
+        start = 0
+        while start < count:
+            if time.monotonic() > self._deadline:
+                raise OutOfTime
+            row = min(2 * self.widest, self._layer) or self._layer
+            step = max(1, self._room // row)
+            yield slice(start, min(start + step, count))
+            start += step
