@@ -20,7 +20,7 @@ from verifier.branching.activation_split import ActivationBrancher
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher
-from verifier.branching.root import Root, condensed, root, root_cuts
+from verifier.branching.root import Root, condensed, root, root_cuts, root_planes
 from verifier.branching.search import Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
 from verifier.graph import Elementwise, Graph
@@ -235,7 +235,8 @@ class _Run:
         now = time.monotonic()
         with torch.no_grad():
             cuts = root_cuts(bounder, start, now + CUTS_SHARE * (self.deadline - now))
-        return Bounder(bounder.compiled, self.device, self.dtype, bounder.options, bounder.root, cuts)
+            planes = root_planes(bounder, start, self.memory // 64)
+        return Bounder(bounder.compiled, self.device, self.dtype, bounder.options, bounder.root, cuts, planes)
 
     def _splits_activations(self, bounder: Bounder) -> bool:
         if self.options.branching != "auto":

@@ -16,6 +16,7 @@ from verifier.bounds.crown import Effort, inner_bounds, relax_at
 from verifier.bounds.cuts import Cuts
 from verifier.bounds.final import Ascent, AscentOptions, FinalPass
 from verifier.bounds.interval import Bounds
+from verifier.branching.clip_neurons import NeuronPlanes
 from verifier.branching.domains import Domains
 from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.coefficients import Rows
@@ -45,6 +46,28 @@ class Bounded:
     warm: Leaves = field(default_factory=dict)
     gaps: Mapping[int, Tensor] = field(default_factory=dict)
     arrived: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def replaced(self, rows: Tensor, new: Bounded) -> Bounded:
+        """With the results `new` of the subdomains `rows` [m]; what was refuted stays so."""
+
+        def put(old: Tensor, part: Tensor) -> Tensor:
+            return old.expand(len(self.score), *old.shape[1:]).index_copy(
+                0, rows, part.expand(len(rows), *part.shape[1:])
+            )
+
+        fields = ("score", "disjunct", "refuted", "planes", "constants")
+        merged = {n: put(getattr(self, n), getattr(new, n)) for n in fields}
+        merged["refuted"] |= self.refuted
+        return Bounded(
+            **merged,
+            bounds={i: Interval(*map(put, b, new.bounds[i])) for i, b in self.bounds.items()},
+            warm={
+                key: {n: put(t, new.warm[key][n]) for n, t in own.items() if n in new.warm.get(key, {})}
+                for key, own in self.warm.items()
+            },
+            gaps={i: put(t, new.gaps[i]) for i, t in self.gaps.items()},
+            arrived={i: put(t, new.arrived[i]) for i, t in self.arrived.items()},
+        )
 
     def index(self, rows: Tensor) -> Bounded:
         """Some of the subdomains (a mask, or positions)."""
@@ -79,6 +102,10 @@ class BoundOptions:
     deadline: float = math.inf
 
 
+NEAR = 0.3
+"""Inner enclosures are clipped where less than this part of what the plane varies by is missing."""
+
+
 class _Packed(NamedTuple):
     """The atoms [M, P * C] of each subdomain's present disjuncts, P the most that any has; the place of every
     disjunct among them [M, D]; the clauses [M, D, C]; and which disjuncts are present [M, D]."""
@@ -91,7 +118,8 @@ class _Packed(NamedTuple):
 
 class Bounder:
     """Bounds subdomains of one compiled query. `root` encloses inner nodes per case, [N, *shape], for subdomains that
-    come without enclosures of their own; `cuts` hold on each case's box, for queries of one disjunct per case."""
+    come without enclosures of their own; `cuts`, and `planes` to clip inner enclosures by, hold on all cases' boxes and
+    are for queries of one disjunct per case."""
 
     def __init__(
         self,
@@ -101,8 +129,9 @@ class Bounder:
         options: BoundOptions = BoundOptions(),
         root: Mapping[int, Interval] | None = None,
         cuts: Cuts | None = None,
+        planes: NeuronPlanes | None = None,
     ) -> None:
-        self.compiled, self.options = compiled, options
+        self.compiled, self.options, self.planes = compiled, options, planes
         self.cuts = None if cuts is None else cuts.to(torch.float64, device)
         self.device, self.dtype = device, dtype
         self.root = dict(root or {})
@@ -122,10 +151,35 @@ class Bounder:
 
     def with_options(self, options: BoundOptions) -> Bounder:
         """The same query with other options."""
-        return Bounder(self.compiled, self.device, self.dtype, options, self.root, self.cuts)
+        return Bounder(self.compiled, self.device, self.dtype, options, self.root, self.cuts, self.planes)
 
     def bound(self, domains: Domains) -> Bounded:
-        """Bounds of all subdomains. What a float32 pass would settle but for rounding is redone in float64."""
+        """Bounds of all subdomains. Where little is missing, the inner enclosures are clipped to where the property is
+        violated and the subdomain is bounded again; a positive score then says no more than that."""
+        result = self._settled(domains)
+        if self.planes is None or not result.gaps:
+            return result
+        worst = result.constants[:, 0] + (result.planes[:, 0] @ self.planes.center.double())
+        worst = worst - result.planes[:, 0].abs() @ self.planes.radius.double()
+        atom = worst.argmax(1)
+        every = torch.arange(len(atom), device=atom.device)
+        plane, constant = result.planes[every, 0, atom], result.constants[every, 0, atom]
+        width = 2 * plane.abs() @ self.planes.radius.double()
+        near = (self.planes.least(plane, constant) > -NEAR * width) & ~result.refuted.all(1)
+        rows = near.nonzero()[:, 0]
+        if not len(rows):
+            return result
+        part = result.index(rows)
+        known = {i: b.expand(len(rows)) for i, b in part.bounds.items() if i in self.planes.columns}
+        known = self.planes.clip(known, part.gaps, plane[rows], constant[rows])
+        again = self._settled(
+            replace(domains.index(rows), known=dict(domains.index(rows).known) | known, warm=part.warm)
+        )
+        again = replace(again, score=again.score.clamp(max=0), disjunct=again.disjunct.clamp(max=0))
+        return result.replaced(rows, again)
+
+    def _settled(self, domains: Domains) -> Bounded:
+        """What a float32 pass would settle but for rounding is redone in float64."""
         result, doubtful = self._pass(domains, self.dtype)
         if self.dtype != torch.float64 and bool(doubtful.any()):
             rows = doubtful.nonzero()[:, 0]

@@ -15,6 +15,7 @@ from verifier.bounds.crown import Effort, inner_bounds
 from verifier.bounds.cuts import Cuts
 from verifier.bounds.joint import Final, JointOptions, joint_cuts
 from verifier.branching.bounding import Bounder
+from verifier.branching.clip_neurons import NeuronPlanes, neuron_planes
 from verifier.branching.domains import Domains
 from verifier.graph import Elementwise, Interval
 from verifier.graph.coefficients import Rows
@@ -121,6 +122,19 @@ def root_cuts(bounder: Bounder, start: Domains, deadline: float) -> Cuts | None:
     missing = -seen.disjunct[:, 0].clamp(max=0)
     gained = made[1].amax(1) - seen.disjunct[:, 0]
     return made[0] if bool((gained > CUTS_GAIN * missing).any()) else None
+
+
+def root_planes(bounder: Bounder, start: Domains, limit: int) -> NeuronPlanes | None:
+    """Linear forms of the undecided neurons, where all cases are one box, with at most `limit` numbers."""
+    if not len(start) or not _one_box(start):
+        return None
+    box = Interval(start.lower[:1], start.upper[:1]).narrow(bounder.dtype)
+    known = {
+        i: Interval(b.lower.amin(0, keepdim=True), b.upper.amax(0, keepdim=True))
+        for i, b in bounder.root.items()
+    }
+    graph, nodes = bounder.graph, bounder.split_nodes
+    return neuron_planes(graph, Box(box.lower, box.upper), nodes, bounder.target, known, limit)
 
 
 def _next_to_input(bounder: Bounder) -> int | None:

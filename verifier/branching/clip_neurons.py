@@ -1,0 +1,148 @@
+"""Clipping of inner enclosures with the plane of a bound (Clip-and-Verify, Zhou et al. 2025).
+
+Where the property is violated, the plane below its margin is at most zero: p x + c <= 0. With a linear form q x + d
+below a neuron on the whole box, computed once, its least value there is at least
+
+    max over m >= 0 of min over the box of (q + m p) x + d + m c,
+
+concave in m. The closer the bound is to zero, the smaller the part of the box that is left, and the tighter the
+neurons: often so tight that the next bound is positive, which saves the whole tree below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.bounds.backward import backward
+from verifier.bounds.crown import Effort, Relaxations, inner_bounds
+from verifier.graph import Elementwise, Graph, Interval
+from verifier.graph.coefficients import Rows
+from verifier.sets import Box
+
+SPREAD = (-2.0, 6.0)
+"""Powers of two between which multipliers are sought, in units of what makes both forms equally large."""
+HALVINGS = 3
+NEURONS = 150
+"""Neurons per subdomain that are clipped: those whose relaxations cost the bound most."""
+_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
+"""Coefficients treated at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronPlanes:
+    """Linear forms on one box below N neurons and below their negatives: `matrix` [2, N, inputs] in units of the box's
+    radius; in float64 `middle` [2, N], their values at its center, and `reach` [2, N], the sums of |q| |x|.
+    `columns` are the flat elements of each node that the neurons are, one node after another."""
+
+    columns: Mapping[int, Tensor]
+    matrix: Tensor
+    middle: Tensor
+    reach: Tensor
+    center: Tensor
+    radius: Tensor
+
+    def least(self, plane: Tensor, constant: Tensor) -> Tensor:
+        """The minimum over the box of forms [M, inputs], float64, with constants [M]."""
+        return constant + plane @ self.center.double() - plane.abs() @ self.radius.double()
+
+    def clip(
+        self, known: Mapping[int, Interval], gaps: Mapping[int, Tensor], plane: Tensor, constant: Tensor
+    ) -> dict[int, Interval]:
+        """`known` [M, *shape], tighter where plane x + constant <= 0: float64 [M, inputs] and [M], any sign outside."""
+        cost = torch.cat([gaps[i].flatten(1)[:, c] for i, c in self.columns.items()], 1)
+        values, chosen = cost.topk(min(NEURONS, cost.shape[1]), dim=1)
+        size = max(1, _CHUNK[self.matrix.device.type] // (2 * chosen.shape[1] * self.matrix.shape[2]))
+        every = torch.arange(len(plane), device=plane.device)
+        ends = torch.cat([self._ends(plane[r], constant[r], chosen[r]) for r in every.split(size)])
+        ends = torch.where((values > 0).unsqueeze(1), ends, -torch.inf)
+        ends = ends.new_full((len(plane), 2, cost.shape[1]), -torch.inf).scatter(
+            2, chosen.unsqueeze(1).expand(-1, 2, -1), ends
+        )
+        result = dict(known)
+        parts = ends.split([len(c) for c in self.columns.values()], dim=2)
+        for (i, column), part in zip(self.columns.items(), parts, strict=True):
+            low, high = Interval.everything(len(plane), known[i].lower).map(lambda t: t.flatten(1))
+            low[:, column], high[:, column] = part[:, 0], -part[:, 1]
+            shape = known[i].lower.shape
+            result[i] = known[i].intersect(Interval(low.view(shape), high.view(shape)))
+        return result
+
+    def _ends(self, plane: Tensor, constant: Tensor, chosen: Tensor) -> Tensor:
+        """Least values [m, 2, K] of the chosen neurons and of their negatives."""
+        dtype = self.matrix.dtype
+        scaled = plane * self.radius
+        level = (constant + plane @ self.center.double())[:, None, None]
+        sign, size = scaled.sign().to(dtype), scaled.abs().to(dtype)
+        reach = constant.abs() + plane.abs() @ (self.center.abs() + self.radius).double()
+        slack = (size.sum(1)[:, None, None] - level).clamp(min=0)
+        q = self.matrix[:, chosen].transpose(0, 1) * sign[:, None, None]
+        unit = q.abs().sum(3) / size.sum(1).clamp(min=torch.finfo(dtype).tiny)[:, None, None]
+        low, high = torch.full_like(unit, SPREAD[0]), torch.full_like(unit, SPREAD[1])
+        for _ in range(HALVINGS):
+            power = (low + high) / 2
+            moved = torch.addcmul(q, (unit * power.exp2()).unsqueeze(3), size[:, None, None])
+            mass = torch.matmul((moved < 0).to(dtype), size[:, None, :, None]).squeeze(3)
+            more = 2 * mass > slack
+            low, high = torch.where(more, power, low), torch.where(more, high, power)
+        factor = unit * ((low + high) / 2).exp2()
+        moved = torch.addcmul(q, factor.unsqueeze(3), size[:, None, None])
+        middle, own = [t[:, chosen].transpose(0, 1) for t in (self.middle, self.reach)]
+        value = middle + factor * level - moved.abs_().sum(3, dtype=torch.float64)
+        # Products and casts round in the forms' precision, sums in float64; forms may underflow.
+        info = torch.finfo(dtype)
+        units = 16 * info.eps + 4 * plane.shape[1] * torch.finfo(torch.float64).eps
+        value = (
+            value - units * (own + factor * reach[:, None, None]) - plane.shape[1] * info.tiny * (2 + factor)
+        )
+        return Interval(value, -value).narrow(dtype).lower.nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+
+
+def neuron_planes(
+    graph: Graph, box: Box, nodes: Sequence[int], target: int, known: Mapping[int, Interval], limit: int
+) -> NeuronPlanes | None:
+    """The forms of all undecided neurons of `nodes` for one box (batch 1) by the usual relaxations; None where there
+    are none or the matrix would have more than `limit` numbers. `known` encloses the nodes, [1, *shape]."""
+    bounds = inner_bounds(graph, [box], [target], known, effort=Effort(refine=False))
+    columns = {i: _undecided(graph, i, bounds) for i in nodes}
+    columns = {i: c for i, c in columns.items() if len(c)}
+    inputs = graph.nodes[graph.inputs[0]].numel
+    if not columns or 2 * inputs * sum(len(c) for c in columns.values()) > limit:
+        return None
+    ends = box.box().map(lambda t: t.flatten())
+    center = (ends.lower + ends.upper) / 2
+    radius = torch.maximum(ends.upper - center, center - ends.lower)
+    lines = Relaxations(graph, bounds, None)
+    matrices, middles, reaches = [], [], []
+    for i, column in columns.items():
+        for part in column.split(max(1, (1 << 22) // max(graph.nodes[j].numel for j in graph.ancestors(i)))):
+            scale = torch.ones_like(ends.lower[:1]).repeat(2 * len(part))
+            scale[len(part) :] = -1
+            rows = Rows(part.repeat(2).unsqueeze(0), scale.unsqueeze(0), graph.nodes[i].shape)
+            found = backward(graph, {i: rows}, lines.of(i, slice(None)), bounds)
+            plane = found.coefficients[graph.inputs[0]][0].flatten(1)
+            constant = found.constant[0] if found.error is None else found.constant[0] - found.error[0]
+            constant, exact = constant.double().expand(len(scale)), plane.double()
+            middle = constant + exact @ center.double()
+            reach = exact.abs() @ (center.abs() + radius).double() + constant.abs()
+            matrices.append((plane * radius).view(2, len(part), -1))
+            middles.append(middle.view(2, -1))
+            reaches.append(reach.view(2, -1))
+    matrix, middle, reach = [torch.cat(parts, 1) for parts in (matrices, middles, reaches)]
+    return NeuronPlanes(columns, matrix, middle, reach, center, radius)
+
+
+def _undecided(graph: Graph, node: int, bounds: Mapping[int, Interval]) -> Tensor:
+    """Flat elements of a node that leave some operator reading it with a gap."""
+    mask = torch.zeros(graph.nodes[node].numel, dtype=torch.bool, device=bounds[node].lower.device)
+    for user in graph.users[node]:
+        op, inputs = graph.nodes[user].op, graph.nodes[user].inputs
+        if isinstance(op, Elementwise) and all(j in bounds for j in inputs):
+            boxes = [bounds[j] for j in inputs]
+            for k, j in enumerate(inputs):
+                if j == node:
+                    mask |= op.refinable(k, *boxes).flatten(1).any(0)
+    return mask.nonzero()[:, 0]
