@@ -105,14 +105,17 @@ class _Run:
         self.options, self.deadline, self.progress = options, deadline, progress
         self.device = _device(options)
         self.dtype = torch.float64 if options.dtype == "float64" else torch.float32
-        self.memory = (
-            int(options.max_memory_gb * 2**30) if options.max_memory_gb else _free_memory(self.device)
-        )
+        self.memory = self._memory(self.device)
         self.clock = Clock()
         self.margin = math.inf
         self.attacks = 0
         self.unconfirmed = False
         self.turns = 0
+
+    def _memory(self, device: torch.device) -> int:
+        """Bytes that may be used there."""
+        asked = self.options.max_memory_gb
+        return int(asked * 2**30) if asked else _free_memory(device)
 
     def result(self) -> Result:
         if self.compiled.empty_reason is not None:
@@ -225,6 +228,7 @@ class _Run:
             batch=self.options.batch_size or batch,
             max_domains=self.options.max_domains,
             memory=self.memory // 2,
+            host=0 if self.device.type == "cpu" else self._memory(torch.device("cpu")) // 2,
             closed=closed,
         )
         whole = replace(bounder.compiled, graph=compiled.graph, _cast={})

@@ -206,6 +206,48 @@ def test_store_forgets_what_can_be_recomputed() -> None:
     assert not taken.known and taken.splits
 
 
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA")),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_store_spills_to_host_memory(device: str) -> None:
+    """The best bounds go first, and come back as they were; only what finds no room there is forgotten."""
+    generator = torch.Generator().manual_seed(0)
+    case = torch.arange(400, device=device)
+    ends = case.double().unsqueeze(1)
+    whole = Domains(
+        ends,
+        ends + 1,
+        case,
+        torch.ones(400, 1, dtype=torch.bool, device=device),
+        torch.rand(400, generator=generator, dtype=torch.float64).to(device),
+        {3: Interval(ends.expand(400, 50) - 0.5, ends.expand(400, 50) + 0.5)},
+        {4: Interval(ends - 0.25, ends + 0.25)},
+        {(5, 3): {"slope": (2 * ends).expand(400, 20).unsqueeze(1).unsqueeze(1)}},
+    )
+    each = whole.bytes // 400
+    store = Store(budget=100 * each, host=150 * each)
+    for part in case.split(20):
+        store.push(whole.index(part))
+        assert store.near <= 100 * each and store.away <= 200 * each
+    assert store.away > 140 * each and len(store) == 400
+    seen, full = [], []
+    while len(store):
+        taken = store.take(1)
+        assert taken.lower.device.type == device and taken.bound.device.type == device
+        seen += taken.case.tolist()
+        assert bool((taken.splits[4].lower == taken.lower - 0.25).all())
+        full.append(bool(taken.known))
+        if taken.known:
+            assert bool((taken.known[3].upper == taken.lower + 0.5).all())
+            assert bool((taken.warm[5, 3]["slope"] == 2 * taken.lower).all())
+    assert sorted(seen) == list(range(400)) and store.near == store.away == 0
+    assert 200 <= sum(full) <= 250 and all(full[:100])
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", ["input", "activation"])
 def test_halves_cover_their_subdomain(seed: int, kind: str) -> None:

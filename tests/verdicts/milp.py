@@ -50,6 +50,12 @@ class Milp:
         proves neither."""
         self.highs.setOptionValue("objective_target", max(enough, -highspy.kHighsInf))
         self.highs.run()
+        if self.highs.getModelStatus() == highspy.HighsModelStatus.kInfeasible:
+            # it never is: once in some hundred programs HiGHS 1.15 errs within its usual tolerances
+            for name in ("mip_feasibility_tolerance", "primal_feasibility_tolerance"):
+                self.highs.setOptionValue(name, 1e-9)
+            self.highs.clearSolver()
+            self.highs.run()
         ends = (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kObjectiveTarget)
         if self.highs.getModelStatus() not in ends:
             raise RuntimeError(f"HiGHS: {self.highs.getModelStatus()}")

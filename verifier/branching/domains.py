@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -37,18 +37,22 @@ class Domains:
     def __len__(self) -> int:
         return self.lower.shape[0]
 
+    def map(self, f: Callable[[Tensor], Tensor]) -> Domains:
+        """f applied to every tensor."""
+        return Domains(
+            f(self.lower),
+            f(self.upper),
+            f(self.case),
+            f(self.open),
+            f(self.bound),
+            {i: b.map(f) for i, b in self.known.items()},
+            {i: b.map(f) for i, b in self.splits.items()},
+            {key: {n: f(t) for n, t in own.items()} for key, own in self.warm.items()},
+        )
+
     def index(self, rows: Tensor | slice) -> Domains:
         """Some of the subdomains, in the order of `rows` (positions, a slice, or a mask)."""
-        return Domains(
-            self.lower[rows],
-            self.upper[rows],
-            self.case[rows],
-            self.open[rows],
-            self.bound[rows],
-            {i: Interval(b.lower[rows], b.upper[rows]) for i, b in self.known.items()},
-            {i: Interval(b.lower[rows], b.upper[rows]) for i, b in self.splits.items()},
-            {key: {n: t[rows] for n, t in own.items()} for key, own in self.warm.items()},
-        )
+        return self.map(lambda t: t[rows])
 
     def forget(self) -> Domains:
         """Without what can be recomputed: inner enclosures and parameters."""
@@ -95,19 +99,35 @@ def _joined_leaves(parts: Sequence[Leaves], sizes: Sequence[int]) -> Leaves:
     return joined
 
 
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """`away` where the tensors are in host memory though the search's are not."""
+
+    domains: Domains
+    away: bool = False
+
+    @property
+    def lean(self) -> bool:
+        return not (self.domains.known or self.domains.warm)
+
+
 class Store:
     """Open subdomains, worst bound first.
 
     They are kept in blocks, so that pushing and taking copy no more than the subdomains concerned; blocks are
-    ordered by their worst bound. Above `budget` bytes new blocks leave behind what can be recomputed.
+    ordered by their worst bound. Above `budget` bytes the blocks that are wanted last move to host memory; where
+    that holds `host` bytes, the last of these leave behind what can be recomputed. Without `host` all stay where they
+    are, and those wanted last leave it behind at once.
     """
 
-    def __init__(self, budget: int = 2 << 30) -> None:
-        self._blocks: list[tuple[float, int, Domains]] = []
+    def __init__(self, budget: int = 2 << 30, host: int = 0) -> None:
+        self._blocks: list[tuple[float, int, _Block]] = []
         self._counter = itertools.count()
-        self._budget = budget
-        self._bytes = 0
+        self._budget, self._host = budget, host
+        self._limit, self._device = budget, torch.device("cpu")
         self._count = 0
+        self.near = self.away = 0
+        """Bytes where the search is, and in host memory."""
 
     def __len__(self) -> int:
         return self._count
@@ -121,30 +141,58 @@ class Store:
         """Add subdomains; they are sorted by bound and stored in two halves."""
         if not len(domains):
             return
-        if self._bytes + domains.bytes > self._budget:
-            domains = domains.forget()
+        self._device = domains.lower.device
         order = domains.bound.argsort(stable=True)
         cut = (len(order) + 1) // 2
         for rows in (order[:cut], order[cut:]):
             if len(rows):
-                self._add(domains.index(rows))
+                self._add(_Block(domains.index(rows)))
+        if self.near > self._limit:
+            self._spill()
+            # What cannot be spilled is not looked at again for every block that comes.
+            self._limit = max(self._budget, self.near + self._budget // 8)
 
     def take(self, count: int) -> Domains:
         """Remove and return up to `count` of the worst subdomains (at least one must be stored)."""
-        parts: list[Domains] = []
+        parts: list[_Block] = []
         got = 0
         while self._blocks and got < count:
             _, _, block = heapq.heappop(self._blocks)
-            self._count -= len(block)
-            self._bytes -= block.bytes
-            if got + len(block) > count:
-                self._add(block.index(slice(count - got, None)))
-                block = block.index(slice(0, count - got))
+            self._account(block, -1)
+            if got + len(block.domains) > count:
+                self._add(replace(block, domains=block.domains.index(slice(count - got, None))))
+                block = replace(block, domains=block.domains.index(slice(0, count - got)))
             parts.append(block)
-            got += len(block)
-        return Domains.cat(parts)
+            got += len(block.domains)
+        found = [block.domains.map(lambda t: t.to(self._device)) for block in parts]
+        return Domains.cat(found)
 
-    def _add(self, block: Domains) -> None:
-        heapq.heappush(self._blocks, (float(block.bound.min()), next(self._counter), block))
-        self._count += len(block)
-        self._bytes += block.bytes
+    def _add(self, block: _Block) -> None:
+        heapq.heappush(self._blocks, (float(block.domains.bound.min()), next(self._counter), block))
+        self._account(block, 1)
+
+    def _account(self, block: _Block, sign: int) -> None:
+        self._count += sign * len(block.domains)
+        if block.away:
+            self.away += sign * block.domains.bytes
+        else:
+            self.near += sign * block.domains.bytes
+
+    def _spill(self) -> None:
+        """Frees a quarter of the budget, or as much as there is, beginning with the best bounds."""
+        order = sorted(range(len(self._blocks)), key=self._blocks.__getitem__, reverse=True)
+        for k in order if self._host else ():
+            if 4 * self.near > 3 * self._budget and not self._blocks[k][2].away:
+                self._replace(k, lambda d: d.map(Tensor.cpu), away=True)
+        for k in order:
+            away, lean = self._blocks[k][2].away, self._blocks[k][2].lean
+            full = self.away > self._host if away else 4 * self.near > 3 * self._budget
+            if full and not lean:
+                self._replace(k, Domains.forget, away)
+
+    def _replace(self, k: int, f: Callable[[Domains], Domains], away: bool) -> None:
+        """Bound and number of the block stay, and with them its place in the heap."""
+        bound, number, block = self._blocks[k]
+        self._account(block, -1)
+        self._blocks[k] = (bound, number, _Block(f(block.domains), away))
+        self._account(self._blocks[k][2], 1)

@@ -36,12 +36,14 @@ class Brancher(Protocol):
 @dataclass(frozen=True)
 class SearchOptions:
     """`deadline` is a time of `time.monotonic`; `batch` the most subdomains bounded at once; `closed` the least proved
-    score of what was refuted before."""
+    score of what was refuted before. `memory` bytes of open subdomains stay on the device, `host` bytes may move
+    to host memory (none, where that is the device)."""
 
     deadline: float
     batch: int = 1024
     max_domains: int | None = None
     memory: int = 2 << 30
+    host: int = 0
     closed: float = math.inf
 
 
@@ -72,7 +74,7 @@ class Search:
     ) -> None:
         self._bounder, self._brancher, self._try = bounder, brancher, try_points
         self._options, self._progress = options, progress
-        self._store = Store(options.memory)
+        self._store = Store(options.memory, options.host)
         self._store.push(start)
         self._closed = options.closed
         self._stuck = torch.inf
