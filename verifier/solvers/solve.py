@@ -151,10 +151,12 @@ def linear_search(
     lp: LinearSolver = "highs",
 ) -> LinearSearch | None:
     """A search by linear programs where the query is small enough for them, else None."""
-    compiled = replace(compiled, graph=pairwise(compiled.graph), _cast={})
-    graph = compiled.graph_on(torch.float64, torch.device("cpu"))
-    if not _supported(graph) or int((compiled.clauses >= 0).any(2).sum()) > MAX_GOALS:
+    written = pairwise(compiled.graph)
+    if not _supported(written) or int((compiled.clauses >= 0).any(2).sum()) > MAX_GOALS:
         return None
+    if written is not compiled.graph:
+        compiled = replace(compiled, graph=written, _cast={})
+    graph = compiled.graph_on(torch.float64, torch.device("cpu"))
     effort = Effort(memory=memory, deadline=deadline)
     try:
         with torch.no_grad():
