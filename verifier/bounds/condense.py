@@ -8,6 +8,8 @@ come from backward passes in float64, and what those round is carried along as t
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,15 +17,15 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.backward import backward
-from verifier.bounds.crown import relax
+from verifier.bounds.crown import OutOfTime, relax
 from verifier.bounds.interval import Bounds
 from verifier.bounds.lines import sane
 from verifier.graph import Affine, Builder, Elementwise, Graph, Relaxation, Value
 from verifier.graph.coefficients import Rows, contract
 from verifier.ops.combination import Combination
 
-_CHUNK = 1 << 26
-"""Numbers that the coefficients of one pass may have."""
+_CHUNK = 1 << 24
+"""Numbers that the coefficients of one pass may have; about eight copies are alive."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +49,13 @@ def multiplications(graph: Graph, target: int) -> int:
     return total
 
 
-def condense(graph: Graph, target: int, bounds: Bounds, limit: int) -> Condensed | None:
+def condense(
+    graph: Graph, target: int, bounds: Bounds, limit: int, deadline: float = math.inf
+) -> Condensed | None:
     """The network in float64 between its undecided elements, for one set enclosed by `bounds` (leading dimension 1,
     float64, every ancestor of `target`). None where inputs or target are no vectors, the matrices would have more than
-    `limit` entries, or an operator cannot be restricted to some of its elements."""
+    `limit` entries, or an operator cannot be restricted to some of its elements. Raises OutOfTime after `deadline` (of
+    `time.monotonic`)."""
     if any(len(graph.nodes[i].shape) != 1 for i in (*graph.inputs, target)):
         return None
     lines, loose = _decided(graph, target, bounds)
@@ -60,7 +65,7 @@ def condense(graph: Graph, target: int, bounds: Bounds, limit: int) -> Condensed
     total = sum(n * (inputs + b) for n, b in zip(sizes, before, strict=True))
     if total > limit:
         return None
-    return _Condenser(graph, bounds, lines, loose).run(target)
+    return _Condenser(graph, bounds, lines, loose, deadline).run(target)
 
 
 def _decided(graph: Graph, target: int, bounds: Bounds) -> tuple[dict[int, Relaxation], dict[int, Tensor]]:
@@ -90,9 +95,15 @@ class _Condenser:
     """Builds the condensed graph operator by operator."""
 
     def __init__(
-        self, graph: Graph, bounds: Bounds, lines: Mapping[int, Relaxation], loose: Mapping[int, Tensor]
+        self,
+        graph: Graph,
+        bounds: Bounds,
+        lines: Mapping[int, Relaxation],
+        loose: Mapping[int, Tensor],
+        deadline: float,
     ) -> None:
         self._graph, self._bounds, self._lines, self._loose = graph, bounds, lines, loose
+        self._deadline = deadline
         self._builder = Builder()
         self._inputs = {
             i: self._builder.input(graph.nodes[i].name, graph.nodes[i].shape) for i in graph.inputs
@@ -149,6 +160,8 @@ class _Condenser:
 
     def _pass(self, node: int, rows: Tensor, below: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Matrix [r, inputs and undecided elements], constant [r] and doubt [r] of some elements."""
+        if time.monotonic() > self._deadline:
+            raise OutOfTime
         ones = torch.ones(1, len(rows), dtype=self._like.dtype, device=self._like.device)
         start = {node: Rows(rows.unsqueeze(0), ones, self._graph.nodes[node].shape)}
         seen: dict[int, Tensor] = dict.fromkeys(self._lines, torch.empty(0))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from verifier.bounds.crown import OutOfTime
 from verifier.bounds.final import AscentOptions
 from verifier.branching.bounding import Bounded, Bounder
 from verifier.branching.domains import Domains
@@ -16,8 +18,8 @@ from verifier.graph import Elementwise, Interval
 
 LEAST_GAIN = 0.01
 """What a half gains at least, of what is missing: products of gains tell splits apart that leave one half as it is."""
-TRIALS = 4096
-"""Halves bounded at a time when candidates are tried."""
+TRIALS, TRIAL_NUMBERS = 4096, 1 << 25
+"""Halves bounded at a time when candidates are tried, and numbers in their enclosures, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +63,14 @@ class ActivationBrancher:
         ascent = AscentOptions(steps=1, rate=0.1)
         options = replace(self.bounder.options, ascent=ascent, gaps=False, refine=False, inherit=True)
         quick = self.bounder.with_options(options)
-        best = [
-            self._try(quick, domains.index(rows), bounded.index(rows), nodes, values[rows], places[rows])
-            for rows in torch.arange(len(domains), device=places.device).split(max(1, TRIALS // (2 * count)))
-        ]
+        numbers = sum(node.numel for node in self.bounder.graph.nodes)
+        together = max(1, min(TRIALS, TRIAL_NUMBERS // numbers) // (2 * count))
+        best = []
+        for rows in torch.arange(len(domains), device=places.device).split(together):
+            if time.monotonic() > options.deadline:
+                raise OutOfTime
+            part = domains.index(rows), bounded.index(rows)
+            best.append(self._try(quick, *part, nodes, values[rows], places[rows]))
         return torch.cat(best)
 
     def _try(
