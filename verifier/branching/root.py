@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from verifier.bounds.alpha import AlphaOptions, Optimised, optimise
 from verifier.bounds.ascent import Leaves
 from verifier.bounds.condense import condense, multiplications
-from verifier.bounds.crown import Effort, inner_bounds
+from verifier.bounds.crown import Effort, OutOfTime, inner_bounds
 from verifier.bounds.cuts import Cuts
 from verifier.bounds.joint import Final, JointOptions, joint_cuts
 from verifier.branching.bounding import Bounder
@@ -27,6 +28,8 @@ CUTS_GAIN = 0.3
 WORTH = 32
 """Products of one dense matrix cost as much as one of a pass through convolutions and their neurons: a network is
 condensed when it then has at most so many times more of them."""
+CONDENSE_SHARE = 0.2
+"""Part of the time left that condensing may take; a network that takes longer stays as it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +78,12 @@ def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
     }
     bounds = inner_bounds(graph, sets, [bounder.target], known, effort=Effort(refine=False))
     most = min(limit, WORTH * multiplications(graph, bounder.target))
-    small = condense(graph, bounder.target, bounds, most)
+    now = time.monotonic()
+    until = now + CONDENSE_SHARE * (bounder.options.deadline - now)
+    try:
+        small = condense(graph, bounder.target, bounds, most, until)
+    except OutOfTime:
+        small = None
     if small is None:
         return found
     target = small.graph.outputs[0]
