@@ -53,6 +53,8 @@ STEP_WORK = 3e8
 """Coefficients in one step of branch and bound, about."""
 ROW_WORK = 4e6
 """Coefficients of single rows in one step, about, on a CPU."""
+PLANES = 1 << 27
+"""Numbers that the linear forms of undecided neurons may have."""
 CUTS_SHARE = 0.1
 """The part of the time left that cuts may take."""
 ROOT_ITERATIONS = 60
@@ -239,7 +241,7 @@ class _Run:
         now = time.monotonic()
         with torch.no_grad():
             cuts = root_cuts(bounder, start, now + CUTS_SHARE * (self.deadline - now))
-            planes = root_planes(bounder, start, self.memory // 64)
+            planes = root_planes(bounder, start, min(self.memory // 64, PLANES))
         return Bounder(bounder.compiled, self.device, self.dtype, bounder.options, bounder.root, cuts, planes)
 
     def _splits_activations(self, bounder: Bounder) -> bool:

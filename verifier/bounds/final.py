@@ -7,6 +7,8 @@ bound with multipliers a, b >= 0 as a (low - x) + b (x - high), which is not pos
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from verifier.bounds.ascent import Adam, Best, Leaves
 from verifier.bounds.backward import LinearBound, backward
+from verifier.bounds.crown import OutOfTime
 from verifier.bounds.cuts import Cuts
 from verifier.bounds.interval import Bounds
 from verifier.graph import Elementwise, Graph, Interval, Parameter, Relaxation
@@ -53,7 +56,8 @@ class Ascent:
 
 @dataclass(frozen=True, eq=False)
 class FinalPass:
-    """R rows of `target` over B instances, on fixed enclosures `bounds` of the inner nodes."""
+    """R rows of `target` over B instances, on fixed enclosures `bounds` of the inner nodes. After `deadline` (of
+    `time.monotonic`) an optimisation raises OutOfTime at its next step."""
 
     graph: Graph
     sets: Sequence[InputSet]
@@ -63,6 +67,7 @@ class FinalPass:
     bounds: Bounds
     splits: Splits = field(default_factory=dict)
     cuts: Cuts | None = None
+    deadline: float = math.inf
 
     @property
     def batch(self) -> int:
@@ -166,6 +171,8 @@ class FinalPass:
         best: Best | None = None
         step = 0
         while True:
+            if time.monotonic() > self.deadline:
+                raise OutOfTime
             seen = dict.fromkeys(self.splits, torch.empty(0)) if step == 0 else None
             with torch.enable_grad():
                 _, lower = self.run(leaves, rounding=False, record=seen)

@@ -249,7 +249,9 @@ class Bounder:
         splits = {i: c.to(dtype) for i, c in domains.splits.items()}
         cuts = None if self.cuts is None else self.cuts.index(domains.case).to(dtype, self.device)
         count = packed.atoms.shape[1]
-        return FinalPass(graph, sets, self.target, rows, count, bounds, splits, cuts), packed, empty
+        deadline = self.options.deadline
+        final = FinalPass(graph, sets, self.target, rows, count, bounds, splits, cuts, deadline)
+        return final, packed, empty
 
     def _pass(self, domains: Domains, dtype: torch.dtype) -> tuple[Bounded, Tensor]:
         final, packed, empty = self._final(domains, dtype)
@@ -277,17 +279,12 @@ class Bounder:
         rows = ((margins <= 0) & ~absent).any(1).nonzero()[:, 0]
         if not len(rows) or not self.options.ascent.steps:
             return plain
-        part = FinalPass(
-            final.graph,
-            [s.index(rows) for s in final.sets],
-            final.target,
-            Rows(
-                packed.atoms.clamp(min=0)[rows],
-                torch.ones_like(plain.lower[rows]),
-                final.graph.nodes[final.target].shape,
-            ),
-            final.count,
-            {i: b.index(rows) for i, b in final.bounds.items()},
+        atoms = packed.atoms.clamp(min=0)[rows]
+        part = replace(
+            final,
+            sets=[s.index(rows) for s in final.sets],
+            rows=Rows(atoms, torch.ones_like(plain.lower[rows]), final.graph.nodes[final.target].shape),
+            bounds={i: b.index(rows) for i, b in final.bounds.items()},
             cuts=None if final.cuts is None else final.cuts.index(rows),
         )
         better = part.ascend(self.options.ascent, record=record)

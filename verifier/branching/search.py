@@ -25,6 +25,10 @@ CLIP_WORK = 30_000_000
 """Above this many plane coefficients in a batch, boxes are not clipped."""
 
 
+FIRST = 16
+"""Subdomains in the first batch; later ones are twice as large each."""
+
+
 class Brancher(Protocol):
     """Splits open subdomains."""
 
@@ -79,7 +83,7 @@ class Search:
         self._closed = options.closed
         self._stuck = torch.inf
         self._began = time.monotonic()
-        self._size = min(options.batch, 64)
+        self._size = min(options.batch, FIRST)
         self.domains = 0
         self.branches = 0
 
