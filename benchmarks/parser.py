@@ -61,6 +61,24 @@ class Texts:
             )
         )
 
+    def deep(self, depth: int) -> str:
+        """A sum that nests to the left."""
+        terms = "".join(f" (* {self.number()} {self.name()}))" for _ in range(depth))
+        return f"(<= {'(+ ' * depth}{self.name()}{terms} {self.number()})"
+
+    def product(self) -> str:
+        """Products of two and three variables, a square, a product of sums."""
+        a, b, c, d = self.names(4)
+        n = self.number
+        return self.rng.choice(
+            (
+                f"(<= (* {a} {b}) {n()})",
+                f"(>= (+ (* {n()} {a} {b} {c}) (* {n()} {d})) {n()})",
+                f"(<= (- (* {a} {a}) (* 2.0 {b})) (* {n()} {c}))",
+                f"(< (* (+ {a} {n()}) (- {b} {c})) 1.0)",
+            )
+        )
+
     def alternating(self, depth: int) -> str:
         opening = "".join(f"({('and', 'or')[i % 2]} {self.weighted(2)} " for i in range(depth))
         return opening + self.plain() + ")" * depth
@@ -84,6 +102,30 @@ KINDS: dict[str, Callable[[Texts], str]] = {
         f"(assert (or {' '.join(f'(and {t.weighted(3)} {t.plain()} {t.weighted(2)})' for _ in range(1000))}))"
     ),
     "and / or alternating 150 deep, with sums": lambda t: f"(assert {t.alternating(150)})",
+    "sums nested 40 deep": _asserts(lambda t: t.deep(40)),
+    "one weighted variable": _asserts(lambda t: f"(<= (* {t.number()} {t.name()}) {t.number()})"),
+    "products of variables": _asserts(Texts.product),
+    "variables that occur twice": _asserts(
+        lambda t: "(<= (+ (* {} {a}) (* {} {a}) {b}) {})".format(
+            t.number(), t.number(), t.number(), a=t.name(), b=t.name()
+        )
+    ),
+    "chains of four operands": _asserts(
+        lambda t: "(<= {} {} {} {})".format(t.number(), *t.names(2), t.number())
+    ),
+    "chains of sums": _asserts(lambda t: "(< {} (+ {} {}) {})".format(t.number(), *t.names(2), t.number())),
+    "distinct, ==, comparisons of numbers": _asserts(
+        lambda t: t.rng.choice(("(distinct {0} {1})", "(== {0} {2})", "(<= {2} 10)")).format(
+            *t.names(2), t.number()
+        )
+    ),
+    "not and =>": _asserts(lambda t: f"(=> {t.plain()} (not (and {t.plain()} {t.weighted(2)})))"),
+    "numbers of 17 digits": _asserts(
+        lambda t: f"(<= (+ (* {t.rng.gauss(0, 1)!r} {t.name()}) Y_0) {t.rng.gauss(0, 1)!r})"
+    ),
+    "numbers with exponents": _asserts(
+        lambda t: f"(<= (+ (* {float(t.number()):.6e} {t.name()}) Y_0) {float(t.number()):.6e})"
+    ),
     "negative numbers as (- 0.5)": _asserts(lambda t: f"(<= {t.name()} (- {abs(float(t.number()))}))"),
 }
 
@@ -130,7 +172,7 @@ def main() -> None:
         if arguments.only not in kind:
             continue
         text = text_of(kind, int(arguments.megabytes * 1e6))
-        steps = {"parse": partial(parse_query, text)}
+        steps: dict[str, Callable[[], object]] = {"parse": partial(parse_query, text)}
         if arguments.normalise:
             steps["normalise"] = partial(normalise, parse_query(text))
         for name, work in steps.items():

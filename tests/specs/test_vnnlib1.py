@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from verifier.specs.errors import SpecError
 from verifier.specs.formula import And, Atom, Clauses, Or, Polynomial, Relation, expanded
 from verifier.specs.load import load_query, parse_query
-from verifier.specs.vnnlib1 import PLAIN_TOKEN, _Parser
+from verifier.specs.vnnlib1 import parse
 
 HEAD = (
     "(declare-const X_0 Real)\n(declare-const X_1 Real)\n(declare-const Y_0 Real)\n(declare-const Y_1 Real)\n"
@@ -82,7 +82,7 @@ def test_bounds_and_disjunction() -> None:
 def test_one_assertion(text: str, expected: object) -> None:
     assert parsed(f"(assert {text})") == expected
     assert parsed(f"( assert\n{text} )") == expected
-    slow = _Parser(f"{HEAD}(assert {text})", PLAIN_TOKEN, None).query()
+    slow = parse(f"{HEAD}(assert {text})", bulk=False)
     assert expanded(slow.formula) == expected
 
 
@@ -111,8 +111,10 @@ def test_deep_nesting_is_read_or_refused_but_never_crashes() -> None:
     alternating = "(and (<= X_0 1) (or (<= X_1 2) " * 3000 + "(<= X_0 1)" + "))" * 3000
     with pytest.raises(SpecError, match="deep"):
         parse_query(f"{HEAD}(assert {alternating})")
+    negations = f"(assert {'(not (and ' * 5000}(<= (+ X_0 X_1) 1){'))' * 5000})"
+    assert parsed(negations) == le((0, "1"), (1, "1"), constant="-1")
     with pytest.raises(SpecError, match="deep"):
-        parse_query(f"{HEAD}(assert {'(not (and ' * 5000}(<= (+ X_0 X_1) 1){'))' * 5000})")
+        parse(HEAD + negations, bulk=False)
 
 
 ERRORS = [
@@ -214,7 +216,7 @@ def test_fast_and_plain_tokens_agree(parts: list[str]) -> None:
         HEAD + "(assert (>= X_0 0))(assert (and (>= X_0 0)(<= Y_0 X_1) " + "".join(parts).split(";")[0] + "))"
     )
     try:
-        slow = expanded(_Parser(text, PLAIN_TOKEN, None).query().formula)
+        slow = expanded(parse(text, bulk=False).formula)
     except SpecError:
         with pytest.raises(SpecError):
             parse_query(text)

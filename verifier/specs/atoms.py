@@ -1,100 +1,129 @@
-"""The table of distinct atoms: simple comparisons by integer key, others by polynomial."""
+"""The table of distinct atoms: simple comparisons and polynomials, each by an integer key."""
 
 from __future__ import annotations
 
-from fractions import Fraction
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from verifier.specs.errors import SpecError
-from verifier.specs.formula import (
-    FALSE,
-    LOWER,
-    STRICT,
-    TRUE,
-    And,
-    Atom,
-    Or,
-    Polynomial,
-    Relation,
-    RowTable,
-    conjunction,
-    disjunction,
-)
+from verifier.specs.formula import LOWER, STRICT, And, Atom, Or, Relation, RowTable
 from verifier.specs.problem import NonlinearPart, Tree
-from verifier.specs.scale import Scale, nearest_float
+from verifier.specs.scale import Scale
+from verifier.specs.sums import Monomials, StoredAtom, Sums, SumTable
 
 _TINY = 2.0**-1022
 _RANGE_HINT = "scale the constraint: coefficients must lie between 1e-307 and 1e308 in magnitude"
+
+Ints = NDArray[np.int64]
+
+
+class Polynomials:
+    """The polynomials of a query's atoms over v. Each has a class, which it shares with its negation and its equals."""
+
+    def __init__(self, atoms: list[Atom], position: Ints) -> None:
+        """`position` [size] is the place in v of each variable."""
+        plain = [atom for atom in atoms if not isinstance(atom, StoredAtom)]
+        tables = {id(atom.table): atom.table for atom in atoms if isinstance(atom, StoredAtom)}
+        tables[0] = SumTable.of((atom.expr for atom in plain), len(position))
+        self.names = Monomials(len(position))
+        placed = []
+        for table in tables.values():
+            codes = table.names.placed(position, self.names)[table.sums.monomials + 1]
+            placed.append(Sums(table.sums.counts, codes, table.sums.factors))
+        self.offset = dict(zip(tables, itertools.accumulate(map(len, placed), initial=0), strict=False))
+        self.plain = {id(atom): self.offset[0] + i for i, atom in enumerate(plain)}
+        sums = Sums.joined(placed).merged()
+        # the sign that makes the last factor positive
+        last = np.append(sums.factors.num, 0)[sums.offsets[1:] - 1]
+        sign = np.where((last < 0) & (sums.counts > 0), -1, 1)
+        self.sums = sums.signed(sign)
+        columns = (self.sums.monomials, self.sums.factors.num, self.sums.factors.den)
+        content = np.stack(columns, axis=1).tobytes()
+        index: dict[bytes, int] = {}
+        spans = enumerate(itertools.pairwise((24 * self.sums.offsets).tolist()))
+        classes = np.array([index.setdefault(content[a:b], i) for i, (a, b) in spans], dtype=np.int64)
+        self.codes: list[int] = (2 * classes + (sign < 0)).tolist()
+        """By row, twice the first row with the same polynomial up to sign, plus whether the sign differs."""
+
+    def code(self, atom: Atom) -> int:
+        """Twice the class of an atom's polynomial, plus whether it is the negation of that."""
+        if isinstance(atom, StoredAtom):
+            return self.codes[self.offset[id(atom.table)] + atom.row] ^ (atom.sign < 0)
+        return self.codes[self.plain[id(atom)]]
 
 
 class AtomTable:
     """Gives ids to atoms over v.
 
-    The key of a simple atom is an integer, (v index, is lower bound, strict, other v index or rank) encoded.
+    The key of a simple atom is an integer, (v index, is lower bound, strict, other v index or rank) encoded; that of a
+    polynomial is a negative one, -1 less (class, is negated, strict) encoded.
     """
 
-    def __init__(self, variables: int, scale: Scale) -> None:
-        self.variables = variables
-        self.scale = scale
-        self.base = variables + len(scale.down)
-        self.ids: dict[Any, int] = {}
-
-    def bounds(
-        self, index: NDArray, is_lower: NDArray | bool, strict: NDArray | bool, other: NDArray
-    ) -> list[int]:
-        """Ids of ``v[index] <= other`` (or ``>=``), where `other` is a v index, or ``variables + rank``."""
-        shape = np.broadcast_shapes(np.shape(index), np.shape(is_lower), np.shape(strict))
-        low, open_ = np.broadcast_to(is_lower, shape), np.broadcast_to(strict, shape)
-        swap = low & (other < self.variables)
-        index, other = np.where(swap, other, index), np.where(swap, index, other)
-        keys = ((index.astype(np.int64) * 2 + (low & ~swap)) * 2 + open_) * self.base + other
-        unique, inverse = np.unique(keys, return_inverse=True)
-        ids = self.ids
-        codes = np.array([ids.setdefault(key, len(ids)) for key in unique.tolist()], dtype=np.int64)
-        return codes[inverse].tolist()
-
-    def leaves(self, table: RowTable, rows: NDArray[np.int64], position: NDArray[np.int64]) -> list[Tree]:
-        """One tree per row: an id, for ``==`` both of two ids, for ``!=`` one of two strict ones."""
-        left, right = position[table.left[rows]], table.right[rows]
+    def __init__(self, table: RowTable, atoms: list[Atom], position: Ints) -> None:
+        """For the rows of `table` and for `atoms`; `position` [size] is the place in v of each variable."""
+        self.variables = len(position)
+        self.scale = Scale.of(table.numerals)
+        self.base = self.variables + len(self.scale.down)
+        self.polynomials = Polynomials(atoms, position)
+        self.ids: dict[int, int] = {}
+        left, right = position[table.left], table.right
         other = np.where(right >= 0, position[np.maximum(right, 0)], 0)
-        numeral = right < 0
-        other[numeral] = self.variables + self.scale.rank[~right[numeral]]
-        relation = table.relation[rows]
-        double_mask = (relation == Relation.EQ) | (relation == Relation.NE)
-        strict = STRICT[relation] | (relation == Relation.NE)
-        first = self.bounds(left, LOWER[relation] & ~double_mask, strict, other)
-        double = np.flatnonzero(double_mask)
-        leaves: list[Tree] = list(first)
-        if len(double):
-            second = self.bounds(left[double], True, strict[double], other[double])
-            for i, row in enumerate(double.tolist()):
-                pair = (first[row], second[i])
-                leaves[row] = And(pair) if relation[row] == Relation.EQ else Or(pair)
+        other[right < 0] = self.variables + self.scale.rank[~right[right < 0]]
+        different = table.relation == Relation.NE
+        double = (table.relation == Relation.EQ) | different
+        strict = STRICT[table.relation] | different
+        self.keys: list[int] = self._keys(left, LOWER[table.relation] & ~double, strict, other).tolist()
+        """By row; of those with == and !=, that of the upper bound."""
+        kinds = [Or if d else And for d in different[double].tolist()]
+        seconds = self._keys(left[double], True, strict[double], other[double]).tolist()
+        self.double = dict(
+            zip(np.flatnonzero(double).tolist(), zip(kinds, seconds, strict=True), strict=True)
+        )
+        """By row with == or !=: how the two bounds are connected, and the key of the lower one."""
+
+    def _keys(self, index: Ints, is_lower: NDArray | bool, strict: NDArray | bool, other: Ints) -> Ints:
+        """The keys of ``v[index] <= other`` (or ``>=``), where `other` is a v index, or ``variables + rank``."""
+        swap = is_lower & (other < self.variables)
+        index, other = np.where(swap, other, index), np.where(swap, index, other)
+        return ((index.astype(np.int64) * 2 + (is_lower & ~swap)) * 2 + strict) * self.base + other
+
+    def _id(self, key: int) -> int:
+        return self.ids.setdefault(key, len(self.ids))
+
+    def strict_bounds(self, index: Ints, is_lower: bool, rank: Ints) -> list[int]:
+        """Ids of ``v[index] < number`` (or ``>``)."""
+        return [self._id(key) for key in self._keys(index, is_lower, True, rank + self.variables).tolist()]
+
+    def leaves(self, rows: Iterable[int]) -> list[Tree]:
+        """One tree per row: an id, for ``==`` both of two ids, for ``!=`` one of two strict ones."""
+        ids, keys = self.ids, self.keys
+        leaves: list[Tree] = []
+        for row in rows:
+            tree: Tree = ids.setdefault(keys[row], len(ids))
+            if row in self.double:
+                kind, key = self.double[row]
+                tree = kind((tree, self._id(key)))
+            leaves.append(tree)
         return leaves
 
-    def general(self, atom: Atom, position: NDArray[np.int64]) -> Tree:
+    def general(self, atom: Atom) -> Tree:
         """The tree of a polynomial atom."""
-        moved = Polynomial.of({tuple(sorted(int(position[i]) for i in m)): c for m, c in atom.expr.terms})
-        if atom.relation in (Relation.LE, Relation.LT):
-            return self._polynomial(moved, atom.relation is Relation.LT)
-        strict = atom.relation is Relation.NE
-        pair = (self._polynomial(moved, strict), self._polynomial(-moved, strict))
-        return disjunction(pair) if strict else conjunction(pair)  # type: ignore[return-value]
-
-    def _polynomial(self, expr: Polynomial, strict: bool) -> Tree:
-        if not expr.degree:
-            return TRUE if expr.offset < 0 or (expr.offset == 0 and not strict) else FALSE
-        return self.ids.setdefault((expr, strict), len(self.ids))
+        relation, code = atom.relation, self.polynomials.code(atom)
+        strict = relation is Relation.LT or relation is Relation.NE
+        low = self._id(-1 - (2 * code + strict))
+        if relation is Relation.LE or relation is Relation.LT:
+            return low
+        return (Or if strict else And)((low, self._id(-1 - (2 * (code ^ 1) + strict))))
 
     def arrays(self) -> dict[str, Any]:
         """The fields of `Problem` that describe atoms."""
-        keys = list(self.ids)
-        simple = np.array([i for i, key in enumerate(keys) if isinstance(key, int)], dtype=np.int64)
-        codes = np.array([key for key in keys if isinstance(key, int)], dtype=np.int64)
-        head, other = np.divmod(codes, self.base)
+        keys = np.array(list(self.ids), dtype=np.int64)
+        simple, general = np.flatnonzero(keys >= 0), np.flatnonzero(keys < 0)
+        head, other = np.divmod(keys[simple], self.base)
         head, strict_codes = np.divmod(head, 2)
         index, low = np.divmod(head, 2)
         constants, strict = np.zeros(len(keys)), np.zeros(len(keys), dtype=bool)
@@ -105,27 +134,27 @@ class AtomTable:
         rows = [simple, simple[~number]]
         cols = [index, other[~number]]
         values = [np.where(low == 1, -1.0, 1.0), np.full(int((~number).sum()), -1.0)]
+
+        row, strict_codes = np.divmod(-1 - keys[general], 2)
+        strict[general] = strict_codes == 1
+        row, negated = np.divmod(row, 2)
+        sums = self.polynomials.sums.take(row).signed(1 - 2 * negated)
+        owner = np.repeat(general, sums.counts)
+        near, missing = sums.factors.nearest()
+        constant = sums.monomials < 0
+        constants[owner[constant]] = _rounded_down(near[constant], missing[constant])
+        size = np.abs(near[~constant])
+        if not ((size >= _TINY) & (size < np.inf)).all():
+            raise SpecError("a coefficient is beyond the range of float64", hint=_RANGE_HINT)
         error = np.zeros(len(keys))
-        nonlinear: list[NonlinearPart] = []
-        for i, key in enumerate(keys):
-            if isinstance(key, int):
-                continue
-            expr, strict[i] = key
-            constants[i] = _rounded_down(expr.offset)
-            floats = {m: _coefficient(c) for m, c in expr.terms if m}
-            if any(Fraction(floats[m]) != c for m, c in expr.terms if m):
-                error[i] = 2.0**-53
-            linear = {m[0]: c for m, c in floats.items() if len(m) == 1}
-            high = {m: c for m, c in floats.items() if len(m) > 1}
-            rows.append(np.full(len(linear), i))
-            cols.append(np.array(list(linear), dtype=np.int64))
-            values.append(np.array(list(linear.values()), dtype=np.float64))
-            if high:
-                nonlinear.append(NonlinearPart(i, tuple(high), tuple(high.values())))
+        error[owner[~constant & (missing != 0)]] = 2.0**-53
+        linear = ~constant & (sums.monomials < self.variables)
         if not np.isfinite(constants).all():
             raise SpecError("a constant is beyond the range of float64", hint=_RANGE_HINT)
-        flat = [np.concatenate(part) for part in (rows, cols, values)]
+        parts = ((*rows, owner[linear]), (*cols, sums.monomials[linear]), (*values, near[linear]))
+        flat = [np.concatenate(part) for part in parts]
         order = np.lexsort((flat[1], flat[0]))
+        high = sums.monomials >= self.variables
         return {
             "rows": flat[0][order],
             "cols": flat[1][order],
@@ -133,19 +162,23 @@ class AtomTable:
             "constants": constants + 0.0,
             "strict": strict,
             "coefficient_error": error,
-            "nonlinear": tuple(nonlinear),
+            "nonlinear": self._nonlinear(owner[high], sums.monomials[high], near[high]),
         }
 
+    def _nonlinear(self, atoms: Ints, monomials: Ints, values: NDArray) -> tuple[NonlinearPart, ...]:
+        """One part for each atom that has terms of degree two and more."""
+        names = list(map(self.polynomials.names.monomial, monomials.tolist()))
+        floats = values.tolist()
+        atom, first = np.unique(atoms, return_index=True)
+        spans = itertools.pairwise([*first.tolist(), len(floats)])
+        return tuple(
+            NonlinearPart(i, tuple(names[a:b]), tuple(floats[a:b]))
+            for i, (a, b) in zip(atom.tolist(), spans, strict=True)
+        )
 
-def _coefficient(value: Fraction) -> float:
-    near = nearest_float(value)
-    if not _TINY <= abs(near) < np.inf:
-        raise SpecError("a coefficient is beyond the range of float64", hint=_RANGE_HINT)
-    return near
 
-
-def _rounded_down(value: Fraction) -> float:
-    near = nearest_float(value)
-    if np.isinf(near):
-        return near if near < 0 else float(np.finfo(np.float64).max)
-    return near if Fraction(near) <= value else float(np.nextafter(near, -np.inf))
+def _rounded_down(near: NDArray[np.float64], missing: Ints) -> NDArray[np.float64]:
+    """Floats not above the numbers that these are nearest to, where `missing` has the sign of the difference."""
+    top = np.finfo(np.float64).max
+    down = np.where(missing < 0, np.nextafter(near, -np.inf), near)
+    return np.where(np.isposinf(near), top, down)

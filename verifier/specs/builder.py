@@ -64,20 +64,12 @@ def exact_text(value: Fraction | float | int) -> str:
     if isinstance(value, float):
         short = repr(value)
         return short if Decimal(short) == Decimal(value) else format(Decimal(value), "f")
-    exact = Fraction(value)
-    rest = exact.denominator
-    twos = (rest & -rest).bit_length() - 1
-    rest >>= twos
-    fives = 0
-    while rest % 5 == 0:
-        rest //= 5
-        fives += 1
-    if rest != 1:
-        return f"{exact.numerator}/{exact.denominator}"
-    digits = max(twos, fives)
-    scaled = exact.numerator * 10**digits // exact.denominator
-    body = str(abs(scaled)).rjust(digits + 1, "0")
-    sign = "-" if scaled < 0 else ""
+    top, bottom = value.as_integer_ratio()
+    if pow(10, bottom.bit_length(), bottom):  # a prime other than 2 and 5
+        return f"{top}/{bottom}"
+    digits = next(n for n in itertools.count() if 10**n % bottom == 0)
+    body = str(abs(top) * 10**digits // bottom).rjust(digits + 1, "0")
+    sign = "-" if top < 0 else ""
     return sign + (f"{body[:-digits]}.{body[-digits:]}" if digits else f"{body}.0")
 
 
@@ -138,9 +130,10 @@ class FormulaBuilder:
             if factor < 0:
                 relation = relation.mirrored
             return self.row(monomial[0], relation, self.numeral(exact_text(-expr.offset / factor)))
-        if relation in (Relation.GE, Relation.GT):
-            return Atom(-expr, relation.mirrored)
-        return Atom(expr, relation)
+        if expr.degree == 1 and len(expr.terms) == 2 and not sum(c for _, c in expr.terms):
+            (low, first), (high, _) = expr.terms
+            return self.row(low[0], relation if first > 0 else relation.mirrored, high[0])
+        return Atom(expr, Relation.EQ).with_relation(relation)
 
     def chain(self, relation: Relation, operands: Sequence[Expr]) -> Item:
         """``a R b R c``: adjacent pairs are compared, for NE every pair."""
@@ -178,21 +171,22 @@ class FormulaBuilder:
 
 
 def _connective(op: str, items: list, table: RowTable) -> Formula:
-    """Turn a tree of items into a formula without recursion, since a parser's nesting is unlimited."""
+    """Turn a tree of items into a formula without recursion, since a parser's nesting is unlimited. What is nested in a
+    connective of its own kind is part of that."""
     stack: list[tuple[str, Iterator, list]] = [(op, iter(items), [])]
     while True:
         kind, pending, done = stack[-1]
         for item in pending:
             if type(item) is tuple and type(item[0]) is str:
-                stack.append((item[0], iter(item[1]), []))
+                stack.append((item[0], iter(item[1]), done if item[0] == kind else []))
                 break
             done.append(item)
         else:
-            formula = _joined(kind, done, table)
             stack.pop()
             if not stack:
-                return formula
-            stack[-1][2].append(formula)
+                return _joined(kind, done, table)
+            if stack[-1][2] is not done:
+                stack[-1][2].append(_joined(kind, done, table))
 
 
 def _joined(op: str, items: list, table: RowTable) -> Formula:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -130,51 +130,6 @@ def sum_of(polynomials: Iterable[Polynomial]) -> Polynomial:
     return Polynomial.of(terms)
 
 
-@dataclass(frozen=True, eq=False)
-class SumTable:
-    """R linear sums with T terms in all, as they were read; a large file has half a million terms.
-
-    The terms of sum r are ``offsets[r] : offsets[r + 1]`` (int64 [R + 1]). ``variables`` int32 [T] are indices,
-    in order within a sum and distinct, after any constants, which have -1. ``factors`` int64 [T] is ``k + 1`` or
-    ``-(k + 1)`` for plus or minus entry k of ``numbers``: a decimal's text, ``(i, j)`` for the product of two
-    entries before it, or ``(i,)`` for the reciprocal of one.
-    """
-
-    offsets: NDArray[np.int64]
-    variables: NDArray[np.int32]
-    factors: NDArray[np.int64]
-    numbers: Sequence[str | tuple[int, ...]]
-    _exact: dict[int, Fraction] = field(default_factory=dict, init=False, repr=False)
-
-    def number(self, entry: int) -> Fraction:
-        """Entry `entry` of ``numbers``."""
-        value = self._exact.get(entry)
-        if value is None:
-            given = self.numbers[entry]
-            if isinstance(given, str):
-                value = Fraction(given)
-            elif len(given) == 1:
-                value = 1 / self.number(given[0])
-            else:
-                value = self.number(given[0]) * self.number(given[1])
-            self._exact[entry] = value
-        return value
-
-    def terms(self, row: int, sign: int) -> tuple[tuple[Monomial, Fraction], ...]:
-        """The terms of `sign` times sum `row`, as a `Polynomial` has them."""
-        part = slice(self.offsets[row], self.offsets[row + 1])
-        terms: list[tuple[Monomial, Fraction]] = []
-        constant = Fraction(0)
-        for variable, factor in zip(self.variables[part].tolist(), self.factors[part].tolist(), strict=True):
-            value = self.number(abs(factor) - 1)
-            value = value if (factor < 0) == (sign < 0) else -value
-            if variable < 0:
-                constant += value
-            else:
-                terms.append(((variable,), value))
-        return (((), constant), *terms) if constant else tuple(terms)
-
-
 @dataclass(frozen=True)
 class Atom:
     """``expr relation 0`` with relation one of LE, LT, EQ, NE."""
@@ -183,32 +138,11 @@ class Atom:
     relation: Relation
     depth: ClassVar[int] = 0
 
-
-class StoredAtom(Atom):
-    """An atom whose polynomial is a sum of a `SumTable` (or its negation), made when it is asked for."""
-
-    table: SumTable
-    row: int
-    sign: int
-
-    def __init__(self, table: SumTable, row: int, sign: int, relation: Relation) -> None:
-        own = self.__dict__
-        own["table"], own["row"], own["sign"], own["relation"] = table, row, sign, relation
-
-    @functools.cached_property
-    def expr(self) -> Polynomial:  # type: ignore[override]
-        return Polynomial(self.table.terms(self.row, self.sign))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Atom) and (self.expr, self.relation) == (other.expr, other.relation)
-
-    __hash__ = Atom.__hash__
-
-    def with_relation(self, relation: Relation) -> StoredAtom:
-        """The same polynomial R 0 for any R, as an atom (which has <= and < only, and so may be negated)."""
+    def with_relation(self, relation: Relation) -> Atom:
+        """The same polynomial R 0 for any R (with >= and >, its negation mirrored)."""
         if relation in (Relation.GE, Relation.GT):
-            return StoredAtom(self.table, self.row, -self.sign, relation.mirrored)
-        return StoredAtom(self.table, self.row, self.sign, relation)
+            return Atom(-self.expr, relation.mirrored)
+        return Atom(self.expr, relation)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,10 +165,10 @@ class RowTable:
             other = Polynomial.variable(right)
         else:
             other = Polynomial.constant(Fraction(self.numerals[~right]))
-        expr = Polynomial.variable(int(self.left[row])) - other
-        if relation in (Relation.GE, Relation.GT):
-            return Atom(-expr, relation.mirrored)
-        return Atom(expr, relation)
+        return Atom(Polynomial.variable(int(self.left[row])) - other, Relation.EQ).with_relation(relation)
+
+
+NO_ROWS = RowTable(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(0, np.int32), ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,30 +194,34 @@ class Clauses:
         return int(self.offsets[-1])
 
 
-def _depth(children: tuple) -> int:
-    return 1 + max([0 if isinstance(child, int) else child.depth for child in children], default=0)
+@dataclass(frozen=True, init=False, eq=False)
+class _Connective:
+    children: tuple
+    depth: int = field(repr=False)
+
+    def __init__(self, children: tuple) -> None:
+        own = self.__dict__
+        own["children"] = children
+        depths = [child.depth for child in children if type(child) in _CONNECTIVES]
+        own["depth"] = 1 + max(depths) if depths else 1
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (type(self) is type(other) and self.children == other.children)  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((type(self), self.children))
 
 
-@dataclass(frozen=True, init=False)
-class And:
+class And(_Connective):
     """Conjunction; with no children it is true. `normalise` uses it over atom ids (ints) too."""
 
-    children: tuple
-    depth: int = field(repr=False, compare=False)
 
-    def __init__(self, children: tuple) -> None:
-        self.__dict__.update(children=children, depth=_depth(children))
-
-
-@dataclass(frozen=True, init=False)
-class Or:
+class Or(_Connective):
     """Disjunction; with no children it is false. `normalise` uses it over atom ids (ints) too."""
-
-    children: tuple
-    depth: int = field(repr=False, compare=False)
-
-    def __init__(self, children: tuple) -> None:
-        self.__dict__.update(children=children, depth=_depth(children))
 
 
 Formula = And | Or | Atom | Clauses
@@ -303,14 +241,11 @@ def disjunction(children: Iterable) -> And | Or | Atom | Clauses:
 
 
 def _merged(kind: type, absorbing: And | Or, children: Iterable) -> And | Or | Atom | Clauses:
-    flat = tuple(children)
-    if _CONNECTIVES.isdisjoint(map(type, flat)):
-        return flat[0] if len(flat) == 1 else kind(flat)
     merged: list = []
-    for child in flat:
-        if isinstance(child, kind):
-            merged.extend(child.children)  # type: ignore[attr-defined]
-        elif isinstance(child, And | Or) and not child.children:
+    for child in children:
+        if type(child) is kind:
+            merged.extend(child.children)
+        elif type(child) in _CONNECTIVES and not child.children:
             return absorbing
         else:
             merged.append(child)
@@ -325,12 +260,7 @@ def negation(formula: Formula) -> Formula:
         return disjunction(negation(child) for child in formula.children)
     if isinstance(formula, Or):
         return conjunction(negation(child) for child in formula.children)
-    relation = formula.relation.negated
-    if isinstance(formula, StoredAtom):
-        return formula.with_relation(relation)
-    if relation in (Relation.GT, Relation.GE):
-        return Atom(-formula.expr, relation.mirrored)
-    return Atom(formula.expr, relation)
+    return formula.with_relation(formula.relation.negated)
 
 
 def expanded(formula: Formula) -> And | Or | Atom:

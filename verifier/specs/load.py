@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import gzip
 import re
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
-from verifier.environment import find_file
+from verifier.environment import find_file, without_collections
 from verifier.specs.errors import SpecError
 from verifier.specs.query import Query
 
@@ -42,30 +39,12 @@ def load_query(path: str | Path) -> Query:
 
     A file that starts with ``(vnnlib-version ...)`` is read as version 2. Raises `SpecError`.
     """
-    text = read_text(path)
-    with _paused_gc():
-        return _parse(text, str(path))
+    return parse_query(read_text(path), str(path))
 
 
+@without_collections()
 def parse_query(text: str, source: str | None = None) -> Query:
     """Like `load_query`, for a text; `source` is named in errors."""
-    with _paused_gc():
-        return _parse(text, source)
-
-
-@contextlib.contextmanager
-def _paused_gc() -> Iterator[None]:
-    """Parsing makes many objects and no cycles: collections would take a third of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _parse(text: str, source: str | None) -> Query:
     if _LEADING.match(text):
         from verifier.specs import vnnlib2
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from verifier.environment import without_collections
 from verifier.specs.atoms import AtomTable
 from verifier.specs.errors import SpecError
 from verifier.specs.formula import (
     FALSE,
     LOWER,
+    NO_ROWS,
     STRICT,
     TRUE,
     UPPER,
@@ -30,7 +32,7 @@ from verifier.specs.formula import (
 )
 from verifier.specs.problem import Problem, Tree
 from verifier.specs.query import Kind, Query
-from verifier.specs.scale import Scale
+from verifier.specs.sums import ranges
 
 MAX_PRODUCT = 64
 """Several disjunctions over the inputs are multiplied out into cases up to this many."""
@@ -38,6 +40,7 @@ MAX_DENSE = 50_000_000
 """A disjunction with more (disjuncts x inputs) than this stays in the formula."""
 
 
+@without_collections()
 def normalise(query: Query) -> Problem:
     """The normal form of `query`.
 
@@ -71,9 +74,14 @@ class _Normaliser:
         self.query = query
         self.position = engine_positions(query)
         self.inputs = sum(variable.size for variable in query.of_kind(Kind.INPUT))
-        table = _table(query.formula)
-        self.scale = Scale.of(table.numerals if table is not None else ())
-        self.atoms = AtomTable(query.size, self.scale)
+        atoms, table = _leaves(query.formula)
+        self.table = table
+        self.atoms = AtomTable(table, atoms, self.position)
+        self.scale = self.atoms.scale
+        of_input = self.position[table.left] < self.inputs
+        self.bounding = of_input & (table.right < 0) & (table.relation != Relation.NE)
+        """Which rows bound one input by a number."""
+        self.bounds_before = np.concatenate(([0], np.cumsum(self.bounding))).tolist()
         formula = query.formula
         self.conjuncts = formula.children if isinstance(formula, And) else (formula,)
 
@@ -82,7 +90,7 @@ class _Normaliser:
             [(part, found) for part in self.conjuncts if (found := self._split(part)) is not None]
         )
         chosen = {id(part) for part, _ in split}
-        top = self._disjunct(tuple(part for part in self.conjuncts if id(part) not in chosen))
+        top = self._disjuncts((And(tuple(part for part in self.conjuncts if id(part) not in chosen)),))
         hulls = [self._hull(found) for _, found in kept]
         lower = np.max([top.lower[0], *(low for low, _ in hulls)], axis=0)
         upper = np.min([top.upper[0], *(high for _, high in hulls)], axis=0)
@@ -110,11 +118,6 @@ class _Normaliser:
 
     # --- conjunctions and disjunctions
 
-    def _bound_rows(self, table: RowTable, rows: slice) -> NDArray[np.bool_]:
-        """Which rows bound one input by a number."""
-        of_input = self.position[table.left[rows]] < self.inputs
-        return of_input & (table.right[rows] < 0) & (table.relation[rows] != Relation.NE)
-
     def _split(self, part: Formula) -> _Disjuncts | None:
         """`part` as disjuncts that each bound an input, or None when it is not of that kind."""
         if isinstance(part, Clauses) and len(part) > 1:
@@ -124,59 +127,65 @@ class _Normaliser:
         else:
             return None
         total = sum(len(child) if isinstance(child, Clauses) else 1 for child in children)
-        if total * self.inputs > MAX_DENSE or not all(self._bounds_inputs(child) for child in children):
+        if total * self.inputs > MAX_DENSE or not all(map(self._bounds_inputs, children)):
             return None
-        pieces = [
-            self._clauses(child)
-            if isinstance(child, Clauses)
-            else self._disjunct(child.children if isinstance(child, And) else (child,))
-            for child in children
-        ]
-        lower, upper = (np.concatenate([getattr(p, side) for p in pieces]) for side in ("lower", "upper"))
-        return _Disjuncts(lower, upper, [tree for piece in pieces for tree in piece.trees])
+        return self._disjuncts(children)
 
     def _bounds_inputs(self, part: Formula) -> bool:
         """Whether each disjunct of `part` (a clause, or the whole) has a row that bounds an input."""
+        before = self.bounds_before
         if isinstance(part, Clauses):
-            mask = self._bound_rows(part.table, slice(part.start, part.stop))
-            return bool(np.logical_or.reduceat(mask, part.offsets[:-1] - part.start).all())
+            return all(before[a] < before[b] for a, b in itertools.pairwise(part.offsets.tolist()))
         if isinstance(part, And):
-            return any(
-                len(child) == 1 and self._bounds_inputs(child)
-                for child in part.children
-                if isinstance(child, Clauses)
-            )
+            spans = ((m.start, m.stop) for m in part.children if isinstance(m, Clauses) and len(m) == 1)
+            return any(before[a] < before[b] for a, b in spans)
         return False
 
-    def _disjunct(self, members: tuple[Formula, ...]) -> _Disjuncts:
-        """One disjunct, the conjunction of `members`."""
-        lower, upper = self._blank(1)
-        trees: list[Tree] = []
-        for member in members:
-            if isinstance(member, Clauses) and len(member) == 1:
-                piece = self._clauses(member)
-                lower, upper = np.maximum(lower, piece.lower), np.minimum(upper, piece.upper)
-                trees += piece.trees
-            else:
-                trees.append(self._tree(member))
-        return _Disjuncts(lower, upper, [_all(trees)])
+    def _disjuncts(self, parts: Iterable[Formula]) -> _Disjuncts:
+        """The clauses of `parts`, and the other parts, as disjuncts: bounds of inputs as keys, the rest as trees."""
+        owners: list[int] = []
+        bounds: list[NDArray] = []
+        others: dict[int, list[Tree]] = {}
+        count = 0
+        for part in parts:
+            if isinstance(part, Clauses):
+                bounds.append(part.offsets)
+                owners += range(count, count + len(part))
+                count += len(part)
+                continue
+            for member in part.children if isinstance(part, And) else (part,):
+                if isinstance(member, Clauses) and len(member) == 1:
+                    bounds.append(member.offsets)
+                    owners.append(count)
+                else:
+                    others.setdefault(count, []).append(self._tree(member))
+            count += 1
+        owner = np.array(owners, dtype=np.int64)
+        start = np.concatenate([np.zeros(0, dtype=np.int64), *(offsets[:-1] for offsets in bounds)])
+        stop = np.concatenate([np.zeros(0, dtype=np.int64), *(offsets[1:] for offsets in bounds)])
+        rows, owner = ranges(start, stop - start), np.repeat(owner, stop - start)
+        lower, upper = self._boxes(rows, owner, count)
+        rest = ~self.bounding[rows]
+        leaves = self.atoms.leaves(rows[rest].tolist())
+        bounds = np.searchsorted(owner[rest], np.arange(count + 1)).tolist()
+        trees = [
+            _all([*leaves[a:b], *others.get(i, ())]) for i, (a, b) in enumerate(itertools.pairwise(bounds))
+        ]
+        return _Disjuncts(lower, upper, trees)
 
-    def _clauses(self, part: Clauses) -> _Disjuncts:
-        """Each clause as a disjunct: its bounds of inputs as keys, its other rows as a tree."""
-        table, rows = part.table, slice(part.start, part.stop)
-        mask = self._bound_rows(table, rows)
-        owner = np.repeat(np.arange(len(part)), np.diff(part.offsets))
-        lower, upper = self._blank(len(part))
-        place = owner[mask] * self.inputs + self.position[table.left[rows][mask]]
-        rank2 = 2 * self.scale.rank[~table.right[rows][mask]]
-        relation = table.relation[rows][mask]
+    def _boxes(
+        self, rows: NDArray, owner: NDArray, count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Keys [count, inputs] of the bounds that some rows set on the inputs of their owners."""
+        lower, upper = self._blank(count)
+        rows, owner = rows[self.bounding[rows]], owner[self.bounding[rows]]
+        place = owner * self.inputs + self.position[self.table.left[rows]]
+        rank2 = 2 * self.scale.rank[~self.table.right[rows]]
+        relation = self.table.relation[rows]
         low, high = LOWER[relation], UPPER[relation]
         np.maximum.at(lower.reshape(-1), place[low], (rank2 + (relation == Relation.GT))[low])
         np.minimum.at(upper.reshape(-1), place[high], (rank2 - (relation == Relation.LT))[high])
-        rest = np.flatnonzero(~mask)
-        leaves = self.atoms.leaves(table, rest + part.start, self.position)
-        bounds = np.searchsorted(owner[rest], np.arange(len(part) + 1)).tolist()
-        return _Disjuncts(lower, upper, [_all(leaves[a:b]) for a, b in itertools.pairwise(bounds)])
+        return lower, upper
 
     def _blank(self, disjuncts: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         shape = (disjuncts, self.inputs)
@@ -184,15 +193,15 @@ class _Normaliser:
 
     def _tree(self, formula: Formula) -> Tree:
         """The whole formula as a tree, bounds of inputs included."""
-        if isinstance(formula, And):
-            return _all(self._tree(child) for child in formula.children)
-        if isinstance(formula, Or):
-            return _any(self._tree(child) for child in formula.children)
         if isinstance(formula, Atom):
-            return self.atoms.general(formula, self.position)
-        leaves = self.atoms.leaves(formula.table, np.arange(formula.start, formula.stop), self.position)
+            return self.atoms.general(formula)
+        if isinstance(formula, And):
+            return _all([self._tree(child) for child in formula.children])
+        if isinstance(formula, Or):
+            return _any([self._tree(child) for child in formula.children])
+        leaves = self.atoms.leaves(range(formula.start, formula.stop))
         bounds = (formula.offsets - formula.start).tolist()
-        return _any(_all(leaves[a:b]) for a, b in itertools.pairwise(bounds))
+        return _any([_all(leaves[a:b]) for a, b in itertools.pairwise(bounds)])
 
     # --- cases
 
@@ -264,8 +273,7 @@ class _Normaliser:
         extra: dict[int, list[Tree]] = {}
         for keys, is_lower in ((lower, True), (upper, False)):
             case, index = np.nonzero(keys & 1)
-            rank = (keys[case, index] + (not is_lower)) >> 1
-            ids = self.atoms.bounds(index, is_lower, True, rank + self.atoms.variables)
+            ids = self.atoms.strict_bounds(index, is_lower, (keys[case, index] + (not is_lower)) >> 1)
             for i, atom in zip(case.tolist(), ids, strict=True):
                 extra.setdefault(i, []).append(atom)
         for i, atoms in extra.items():
@@ -300,18 +308,23 @@ class _Normaliser:
         return f"the input set is empty: {name} must be at least {low!r} and at most {high!r}{many}"
 
 
-def _table(formula: Formula) -> RowTable | None:
-    """The table that the formula's `Clauses` share."""
-    if isinstance(formula, Clauses):
-        return formula.table
-    if isinstance(formula, And | Or):
-        return next((t for child in formula.children if (t := _table(child)) is not None), None)
-    return None
+def _leaves(formula: Formula) -> tuple[list[Atom], RowTable]:
+    """The atoms of a formula, and the table of its clauses."""
+    atoms, table, pending = [], NO_ROWS, [formula]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, Atom):
+            atoms.append(part)
+        elif isinstance(part, Clauses):
+            table = part.table
+        else:
+            pending += part.children
+    return atoms, table
 
 
 def _all(trees: Iterable[Tree]) -> Tree:
-    tree = conjunction(dict.fromkeys(trees))
-    return And(tuple(dict.fromkeys(tree.children))) if isinstance(tree, And) else tree  # type: ignore[return-value]
+    flat = (child for tree in trees for child in (tree.children if type(tree) is And else (tree,)))
+    return conjunction(dict.fromkeys(flat))  # type: ignore[return-value]
 
 
 def _any(trees: Iterable[Tree]) -> Tree:

@@ -338,12 +338,7 @@ def _claim(builder: FormulaBuilder, formula: Formula, variables: tuple[Variable,
             return part
         # summed, since Y[3] and Y[0, 3] may be the same element
         terms = (Polynomial(((tuple(sorted(offsets[s] for s in m)), c),)) for m, c in part.expr.terms)
-        expr = sum_of(terms)
-        pair = [m[0] for m, c in expr.terms if len(m) == 1 and abs(c) == 1]
-        if len(pair) == len(expr.terms) == 2 and expr.terms[0][1] == -expr.terms[1][1]:
-            left, right = pair if expr.terms[0][1] > 0 else reversed(pair)
-            return builder.compare(part.relation, left, right)
-        return builder.compare(part.relation, expr, "0")
+        return builder.compare(part.relation, sum_of(terms), "0")
 
     return item(formula)
 

@@ -10,30 +10,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from decimal import Decimal
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-def nearest_float(value: Fraction) -> float:
-    """The float64 nearest to `value`, infinite beyond the range."""
-    try:
-        return value.numerator / value.denominator
-    except OverflowError:
-        return np.inf if value > 0 else -np.inf
-
-
-def _parse(text: str) -> tuple[float, int]:
-    """The nearest float, and the sign of (exact value - float)."""
-    if "/" in text:
-        exact: Fraction | Decimal = Fraction(text)
-        near = nearest_float(exact)
-    else:
-        exact = Decimal(text)
-        near = float(text)
-    return near, (exact > near) - (exact < near)
+from verifier.specs.rationals import Pool, Rationals
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,16 +27,18 @@ class Scale:
 
     @classmethod
     def of(cls, numerals: tuple[str, ...]) -> Scale:
-        parsed = np.array([_parse(text) for text in numerals], dtype=np.float64).reshape(-1, 2)
-        near, sign = parsed[:, 0] + 0.0, parsed[:, 1]
-        order = np.lexsort((sign, near))
-        near, sign = near[order], sign[order]
+        values = Rationals.read(numerals, Pool())
+        near, sign = values.nearest()
+        order = np.lexsort((values.den, values.num, sign, near))
+        near, sign, num, den = near[order], sign[order], values.num[order], values.den[order]
+        equal = (num[1:] == num[:-1]) & (den[1:] == den[:-1])
+        steps = np.concatenate(([0], ~equal)).astype(np.int64)[: len(order)]
         same = (near[1:] == near[:-1]) & (sign[1:] == sign[:-1])
-        steps = np.concatenate(([0], ~same)).astype(np.int64)[: len(order)]
-        for first, last in _runs(same & (sign[1:] != 0)):
+        for first, last in _runs(same) if (same & ~equal).any() else ():
             # between the same two floats: only exact arithmetic tells them apart
-            exact = {int(i): Fraction(numerals[i]) for i in order[first:last]}
-            block = sorted(exact, key=lambda i: exact[i])
+            run = order[first:last]
+            exact = dict(zip(run.tolist(), values[run].exact(), strict=True))
+            block = sorted(exact, key=exact.__getitem__)
             order[first:last] = block
             steps[first + 1 : last] = [exact[a] != exact[b] for a, b in itertools.pairwise(block)]
         ranks = np.cumsum(steps)

@@ -1,8 +1,7 @@
 """VNN-LIB 1: SMT-LIB assertions over scalars ``X_0 ..`` and ``Y_0 ..``.
 
-One regular expression splits the text; a whole run of simple comparisons (``(<= X_3 0.5)``) is one token,
-whose operands go to the table in bulk, and so is a comparison with arithmetic in it, all of which `read_linear` reads
-at once. Everything else is reduced on a stack. Positions are found only for an error.
+Texts are read in bulk (`bulk`). The parser here says what the language is: it reduces one bracket after the other on a
+stack, words the errors, and reads what the bulk reader leaves to it.
 """
 
 from __future__ import annotations
@@ -11,92 +10,41 @@ import difflib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
-import numpy as np
-
-from verifier.specs.builder import NUMERALS, Expr, FormulaBuilder, Item, is_numeral, polynomial
+from verifier.specs.builder import Expr, FormulaBuilder, Item, is_numeral, polynomial
+from verifier.specs.bulk import read
 from verifier.specs.errors import SpecError
-from verifier.specs.formula import FALSE, MIRRORED, TRUE, Atom, Polynomial, Relation, sum_of
-from verifier.specs.linear import MAX_LEVELS, read_linear
+from verifier.specs.formula import FALSE, TRUE, Polynomial, sum_of
 from verifier.specs.query import NetworkDecl, Query, plain_variables
+from verifier.specs.tokens import ARITHMETIC, BOOLEAN, IGNORED, RELATIONS
 
-_SIMPLE = r"\(\s*+(?:[<>]=?+|=)\s++[^\s()]++\s++[^\s()]++\s*+\)"
-_RUN = rf"{_SIMPLE}(?:\s*+{_SIMPLE})*+"
-_PLAIN = r"[()]|[^\s()]++"
-SIMPLE = re.compile(_SIMPLE)
-_ASSERT = rf"\(assert\s*+{_SIMPLE}\s*+\)"
-_BALANCED = r"\([^()]*+\)"
-for _ in range(MAX_LEVELS - 2):
-    _BALANCED = rf"\([^()]*+(?:{_BALANCED}[^()]*+)*+\)"
-_GENERAL = rf"\(\s*+(?:[<>]=?+|=)(?=[\s(])[^()]*+(?:{_BALANCED}[^()]*+)++\)"
-_COMPARED = rf"\(assert\s*+{_GENERAL}\s*+\)|{_GENERAL}"
-FAST_TOKEN = re.compile(rf"{_ASSERT}(?:\s*+{_ASSERT})*+|\(and\s*+{_RUN}\s*+\)|{_RUN}|{_COMPARED}|{_PLAIN}")
-GENERAL_TOKEN = re.compile(rf"{_COMPARED}|{_PLAIN}")
-PLAIN_TOKEN = re.compile(_PLAIN)
-_NESTED = re.compile(r"\((?!and)(?:assert\s*+\()?+[^()]*+\(")
-"""Of the compound tokens, only a comparison with brackets in it (asserted or not) begins so."""
-_ROWS = object()
-"""Stands for a compound token of simple comparisons where the others have an atom, or None."""
-_NEGATIVE = re.compile(r"\(-\s+((?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*\)", re.ASCII)
+_TOKEN = re.compile(r"[()]|[^\s()]++")
 _DECLARED = re.compile(r"\(\s*declare-(?:const|fun)\s+([^\s()]+)")
 _NAME = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
 
-RELATIONS = {
-    "<=": Relation.LE,
-    "<": Relation.LT,
-    "=": Relation.EQ,
-    "==": Relation.EQ,
-    "!=": Relation.NE,
-    "distinct": Relation.NE,
-    ">=": Relation.GE,
-    ">": Relation.GT,
-}
-_CODES = {text: int(relation) for text, relation in RELATIONS.items()}
-_IGNORED = {"set-logic", "set-info", "set-option", "check-sat", "get-model", "get-value", "exit", "reset"}
-_ARITHMETIC = ("+", "-", "*", "/")
 _NO_CONSTRAINTS = frozenset((str, int, Polynomial))
-_BOOLEAN = ("and", "or", "not", "=>")
-
-
-Place = tuple[int, int]
-"""A token, by its index, and a token within it, by its index among plain tokens."""
 
 
 class _Refusal(Exception):
-    """An error at a token, or at an operand of a simple comparison, not yet turned into a position."""
+    """An error at an offset, or at a word in the bracket that is being reduced, or at that bracket."""
 
-    def __init__(self, message: str, hint: str | None = None, token: Place | None = None) -> None:
+    def __init__(
+        self, message: str, hint: str | None = None, offset: int | None = None, word: str | None = None
+    ) -> None:
         super().__init__(message)
-        self.message, self.hint, self.token = message, hint, token
-        self.row: int | None = None
-        self.operand = 0
+        self.message, self.hint, self.offset, self.word = message, hint, offset, word
 
 
-class _NotSimple(Exception):
-    """A run holds a comparison that is no table row (of two constants, or of a variable with itself)."""
+def parse(text: str, source: str | None = None, bulk: bool = True) -> Query:
+    """The query of a VNN-LIB 1 text. `SpecError`, with line and column, when it is not one.
 
-
-def parse(text: str, source: str | None = None) -> Query:
-    """The query of a VNN-LIB 1 text. `SpecError`, with line and column, when it is not one."""
-    blanked = re.sub(r";[^\n]*", lambda m: " " * len(m[0]), text) if ";" in text else text
-    # numbers written as (- 0.5), in place, so that no position changes
-    signed = _NEGATIVE.sub(lambda m: f" -{m[1]}".ljust(len(m[0])), blanked)
+    Without `bulk`, all is read bracket by bracket.
+    """
+    if ";" in text:
+        text = re.sub(r";[^\n]*", lambda m: " " * len(m[0]), text)
     try:
-        return _parse(signed, source)
-    except SpecError:
-        if signed == blanked:
-            raise
-    return _parse(blanked, source)  # an error is worded for the text as it was written
-
-
-def _parse(text: str, source: str | None) -> Query:
-    try:
-        try:
-            return _Parser(text, FAST_TOKEN, source).query()
-        except _NotSimple:
-            return _Parser(text, GENERAL_TOKEN, source).query()
+        return _Parser(text, source).query(bulk)
     except RecursionError:
         raise SpecError("negations are nested too deeply", hint="flatten the formula", file=source) from None
     except SpecError as error:
@@ -105,35 +53,29 @@ def _parse(text: str, source: str | None) -> Query:
 
 
 class _Parser:
-    """One pass over one text. A frame is ``[head, items, index of its opening token]``."""
+    """One text. A frame is ``[head, items, offset of its opening]``."""
 
-    def __init__(self, text: str, token: re.Pattern[str], source: str | None) -> None:
+    def __init__(self, text: str, source: str | None) -> None:
         self.text = text
-        self.token = token
         self.source = source
-        self.tokens = token.findall(text)
         self.index: dict[str, int] = {}
         self.sizes = (0, 0)
         self.builder = FormulaBuilder()
         self.assertions: list[Item] = []
-        self.row = 0
-        self.compound: Iterator[Any] = iter(())
 
-    def query(self) -> Query:
-        if not self.tokens:
+    def query(self, bulk: bool) -> Query:
+        if not self.text.strip():
             hint = "a VNN-LIB file declares variables and asserts constraints"
             raise SpecError("the file is empty", 1, 1, hint)
+        self._declare()
         try:
-            self._declare()
-            self._bulk()
-            frames: list[list] = []
-            self._walk(self.tokens, zip(range(len(self.tokens)), itertools.repeat(0)), frames)
-            if frames:
-                hint = "a closing parenthesis is missing"
-                raise _Refusal("the file ends inside this expression", hint, frames[-1][2])
+            if bulk:
+                self._bulk()
+            else:
+                self._walk(_TOKEN.finditer(self.text))
             formula = self.builder.finish(self.assertions)
         except _Refusal as refusal:
-            raise SpecError.at(self.text, self._offset(refusal), refusal.message, refusal.hint) from None
+            raise SpecError.at(self.text, refusal.offset or 0, refusal.message, refusal.hint) from None
         inputs, outputs = self.sizes
         return Query((NetworkDecl("f"),), plain_variables((inputs,), (outputs,)), formula, 1, self.source)
 
@@ -168,81 +110,54 @@ class _Parser:
         return SpecError.at(self.text, match.start(1), message, hint)
 
     def _bulk(self) -> None:
-        """Read all linear comparisons, and put the operands of all simple ones into the table."""
-        compound = [token for token in self.tokens if len(token) > 1 and token[0] == "("]
-        nested = [_NESTED.match(token) is not None for token in compound]
-        atoms = iter(read_linear(list(itertools.compress(compound, nested)), self.sizes))
-        self.compound = iter([next(atoms) if general else _ROWS for general in nested])
-        joined = " ".join(itertools.compress(compound, (not general for general in nested)))
-        for head in ("(assert", "(and", "(", ")"):
-            joined = joined.replace(head, " ")
-        words = joined.split()
-        if not words:
-            return
-        lefts, rights = words[1::3], words[2::3]
-        relations = [_CODES[head] for head in words[0::3]]
-        left = list(map(self.index.get, lefts))
-        swapped = [i for i, code in enumerate(left) if code is None] if None in left else []
-        for i in swapped:
-            if rights[i] not in self.index:
-                self._check(lefts[i], i, 1)
-                self._check(rights[i], i, 2)
-                raise _NotSimple
-            lefts[i], rights[i] = rights[i], lefts[i]
-            left[i] = self.index[lefts[i]]
-            relations[i] = MIRRORED[relations[i]]
-        unique = dict.fromkeys(rights)
-        numerals = [word for word in unique if word not in self.index]
-        if NUMERALS.fullmatch(" ".join([*numerals, ""])) is None:
-            row = next(i for i, word in enumerate(rights) if word not in self.index and not is_numeral(word))
-            self._check(rights[row], row, 1 if row in swapped else 2)
-        codes = {word: self.index[word] for word in unique if word in self.index}
-        codes.update({word: ~i for i, word in enumerate(numerals)})
-        right = list(map(codes.__getitem__, rights))
-        if (np.array(left) == np.array(right)).any():
-            raise _NotSimple
-        self.builder = FormulaBuilder(left, relations, right, {word: i for i, word in enumerate(numerals)})
-
-    def _check(self, word: str, row: int, operand: int) -> None:
-        if word not in self.index and not is_numeral(word):
-            refusal = self._unknown(word)
-            refusal.row, refusal.operand = row, operand
-            raise refusal
+        """Read in bulk what can be read so, and the rest on the stack."""
+        found = read(self.text, self.sizes)
+        self.builder = found.builder
+        done = 0
+        for before, start, stop in found.left:
+            self.assertions += found.assertions[done:before]
+            self._walk(_TOKEN.finditer(self.text, start, stop))
+            done = before
+        self.assertions += found.assertions[done:]
 
     def _unknown(self, word: str) -> _Refusal:
         if word[0].isdigit() or word[0] in "+-.":
-            return _Refusal(f"{word} is not a number", "numbers look like 3, -0.5 or 1e-3")
+            return _Refusal(f"{word} is not a number", "numbers look like 3, -0.5 or 1e-3", word=word)
         near = difflib.get_close_matches(word, itertools.islice(self.index, 20000), 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "declare it with (declare-const NAME Real)"
-        return _Refusal(f"{word} is not declared", hint)
+        return _Refusal(f"{word} is not declared", hint, word=word)
 
-    def _walk(self, tokens: list[str], places: Iterable[Place], frames: list[list]) -> None:
-        """Reduce on the stack `frames` what the tokens, each at its place, open and close."""
-        for token, place in zip(tokens, places, strict=False):
+    def _walk(self, tokens: Iterable[re.Match[str]]) -> None:
+        """Reduce on a stack what the tokens open and close."""
+        frames: list[list] = []
+        for match in tokens:
+            token, offset = match[0], match.start()
             if token == "(":
-                frames.append([None, [], place])
+                frames.append([None, [], offset])
             elif token == ")":
                 if not frames:
-                    raise _Refusal("unexpected )", "an opening parenthesis is missing", place)
+                    raise _Refusal("unexpected )", "an opening parenthesis is missing", offset)
                 head, items, opened = frames.pop()
                 if frames and head in ("and", "or") and _NO_CONSTRAINTS.isdisjoint(map(type, items)):
                     frames[-1][1].append((head, items))
                 else:
                     self._close(frames, head, items, opened)
-            elif token[0] == "(":
-                self._compound(token, frames, place)
             elif not frames:
                 hint = "a file is a list of (declare-const ...) and (assert ...)"
-                raise _Refusal(f"unexpected {token}", hint, place)
+                raise _Refusal(f"unexpected {token}", hint, offset)
             elif frames[-1][0] is None and not frames[-1][1]:
                 frames[-1][0] = token
             else:
                 frames[-1][1].append(token)
+        if frames:
+            raise _Refusal(
+                "the file ends inside this expression", "a closing parenthesis is missing", frames[-1][2]
+            )
 
-    def _close(self, frames: list[list], head: str | None, items: list, opened: Place) -> None:
+    def _close(self, frames: list[list], head: str | None, items: list, opened: int) -> None:
         """Reduce a frame that has just been taken off `frames`, and hand its value to the one around it."""
         around = frames[-1][0] if frames else None
-        if frames and frames[0][0] in _IGNORED:
+        if frames and frames[0][0] in IGNORED:
             return
         if around == "declare-fun" and head is None and not items:
             frames[-1][1].append(())
@@ -251,43 +166,12 @@ class _Parser:
         if value is None and frames:
             raise _Refusal(f"{head} inside an expression", "parentheses are unbalanced before it", opened)
         if value is not None and not frames:
-            raise _Refusal(f"{head} outside an assertion", "write (assert ...) around it", opened)
+            what = "a comparison" if head in RELATIONS else head
+            raise _Refusal(f"{what} outside an assertion", "write (assert ...) around it", opened)
         if value is not None:
             frames[-1][1].append(value)
 
-    def _compound(self, token: str, frames: list[list], place: Place) -> None:
-        """Place a token that holds comparisons."""
-        atom = next(self.compound)
-        if atom is not _ROWS:
-            self._general(token, atom, frames, place)
-            return
-        row, opened = self.row, token.count("(")
-        if token.startswith("(assert"):
-            if frames:
-                hint = "parentheses are unbalanced before it"
-                raise _Refusal("assert inside an expression", hint, place)
-            self.row += opened // 2
-            self.assertions.append((row, self.row))
-        elif not frames:
-            raise _Refusal("a comparison outside an assertion", "write (assert ...) around it", place)
-        elif token.startswith("(and"):
-            self.row += opened - 1
-            frames[-1][1].append((row, self.row))
-        else:
-            self.row += opened
-            frames[-1][1].extend((i, i + 1) for i in range(row, self.row))
-
-    def _general(self, token: str, atom: Atom | None, frames: list[list], place: Place) -> None:
-        """Place a comparison with brackets in it: the atom read for it, or what its words reduce to."""
-        asserted = token.startswith("(assert")
-        if atom is not None and asserted and not frames:
-            self.assertions.append(atom)
-        elif atom is not None and frames and not asserted:
-            frames[-1][1].append(atom)
-        else:
-            self._walk(PLAIN_TOKEN.findall(token), zip(itertools.repeat(place[0]), itertools.count()), frames)
-
-    def _reduce(self, head: str | None, items: list, opened: Place) -> Item | Expr | None:
+    def _reduce(self, head: str | None, items: list, opened: int) -> Item | Expr | None:
         """The value of ``(head items...)``; None for a command."""
         try:
             if head == "assert":
@@ -299,7 +183,7 @@ class _Parser:
                 return None
             if head in ("declare-const", "declare-fun"):
                 return self._check_declaration(head, items)
-            if head in _IGNORED:
+            if head in IGNORED:
                 return None
             if head in RELATIONS:
                 operands = [self._expr(item) for item in items]
@@ -308,14 +192,16 @@ class _Parser:
                         f"{head} takes at least two operands, not {len(operands)}", f"write ({head} a b)"
                     )
                 return self.builder.chain(RELATIONS[head], operands)
-            if head in _ARITHMETIC:
+            if head in ARITHMETIC:
                 return _arithmetic(head, [self._expr(item) for item in items])
-            if head in _BOOLEAN:
+            if head in BOOLEAN:
                 return self._connective(head, [self._boolean(item) for item in items])
             return self._other(head, items)
         except _Refusal as refusal:
-            if refusal.token is None and refusal.row is None:
-                refusal.token = opened
+            if refusal.offset is None:
+                words = _TOKEN.finditer(self.text, opened)
+                place = next(m for m in words if refusal.word in (None, m[0]))
+                refusal.offset = place.start()
             raise
 
     def _other(self, head: str | None, items: list) -> None:
@@ -323,7 +209,7 @@ class _Parser:
             raise _Refusal("empty parentheses", "remove them")
         if head is None:
             raise _Refusal("an operator is missing after (", "expressions are written (operator operand ...)")
-        known = [*RELATIONS, *_ARITHMETIC, *_BOOLEAN, "assert", "declare-const", "declare-fun"]
+        known = [*RELATIONS, *ARITHMETIC, *BOOLEAN, "assert", "declare-const", "declare-fun"]
         near = difflib.get_close_matches(head, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known[:-3])}"
         raise _Refusal(f"{head} is not an operator of VNN-LIB 1", hint)
@@ -368,19 +254,6 @@ class _Parser:
         if len(items) < 2:
             raise _Refusal(f"=> takes at least two operands, not {len(items)}", "write (=> a b)")
         return ("or", [*(self.builder.negated(item) for item in items[:-1]), items[-1]])
-
-    def _offset(self, refusal: _Refusal) -> int:
-        """Where in the text the refused token or operand begins."""
-        matches = self.token.finditer(self.text)
-        if refusal.row is None:
-            index, inner = refusal.token or (0, 0)
-            match = next(itertools.islice(matches, index, None))
-            return match.start() + next(itertools.islice(PLAIN_TOKEN.finditer(match[0]), inner, None)).start()
-        runs = (m for m in matches if len(m[0]) > 1 and m[0][0] == "(" and not _NESTED.match(m[0]))
-        rows = (m.start() + row.start() for m in runs for row in SIMPLE.finditer(m[0]))
-        start = next(itertools.islice(rows, refusal.row, None))
-        words = re.compile(r"[^\s()]+").finditer(self.text, start)
-        return next(itertools.islice(words, refusal.operand, None)).start()
 
 
 def _arithmetic(head: str, operands: list[Expr]) -> Expr:
