@@ -103,7 +103,9 @@ KINDS: dict[str, Callable[[Texts], str]] = {
     ),
     "and / or alternating 150 deep, with sums": lambda t: f"(assert {t.alternating(150)})",
     "sums nested 40 deep": _asserts(lambda t: t.deep(40)),
-    "one weighted variable": _asserts(lambda t: f"(<= (* {t.number()} {t.name()}) {t.number()})"),
+    "one weighted variable": _asserts(
+        lambda t: f"(<= (* {t.rng.uniform(1, 9):.5f} {t.name()}) {t.number()})"
+    ),
     "products of variables": _asserts(Texts.product),
     "variables that occur twice": _asserts(
         lambda t: "(<= (+ (* {} {a}) (* {} {a}) {b}) {})".format(

@@ -43,8 +43,9 @@ class Polynomials:
         self.sums = sums.signed(sign)
         columns = (self.sums.monomials, self.sums.factors.num, self.sums.factors.den)
         content = np.stack(columns, axis=1).tobytes()
+        width = len(content) // max(len(self.sums.monomials), 1)
+        spans = enumerate(itertools.pairwise((width * self.sums.offsets).tolist()))
         index: dict[bytes, int] = {}
-        spans = enumerate(itertools.pairwise((24 * self.sums.offsets).tolist()))
         classes = np.array([index.setdefault(content[a:b], i) for i, (a, b) in spans], dtype=np.int64)
         self.codes: list[int] = (2 * classes + (sign < 0)).tolist()
         """By row, twice the first row with the same polynomial up to sign, plus whether the sign differs."""

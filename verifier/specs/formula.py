@@ -213,7 +213,7 @@ class _Connective:
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((type(self), self.children))
+        return hash((type(self) is And, self.children))
 
 
 class And(_Connective):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -158,7 +158,7 @@ class Pairs:
         one = np.flatnonzero(linear & (degree == 1))
         slope = factors[last[one]]
         value = factors[start[one]].signed(-constant[one].astype(np.int64)) * slope.reciprocal()
-        codes = self._codes(map(exact_text, value.exact()))
+        codes = self._codes(_texts(value))
         self._row(pairs[one], names[last[one]], codes, slope.num < 0)
         two = np.flatnonzero(linear & (degree == 2) & ~constant)
         low, high = factors[start[two]], factors[last[two]]
@@ -211,3 +211,25 @@ class Pairs:
             else:
                 leaves.append(TRUE if holds else FALSE)
         return leaves
+
+
+def _texts(values: Rationals) -> Iterator[str]:
+    """Decimals, or ``p/q``, that equal the values."""
+    den = np.maximum(values.den, 1)
+    scale, places = np.ones_like(den), np.zeros_like(den)
+    for _ in range(15):
+        short = scale % den != 0
+        scale[short] *= 10
+        places += short
+    factor = scale // den
+    decimal = (scale % den == 0) & (np.abs(values.num * factor.astype(np.float64)) < 2.0**62)
+    large = iter(values[values.den == 0].exact())
+    columns = (values.num, values.den, values.num * factor, places, decimal)
+    for num, den, scaled, digits, exact in zip(*(column.tolist() for column in columns), strict=True):
+        if den == 0:
+            yield exact_text(next(large))
+        elif exact:
+            body = str(abs(scaled)).rjust(digits + 1, "0")
+            yield f"{'-' * (num < 0)}{body[: len(body) - digits]}.{body[len(body) - digits :] or '0'}"
+        else:
+            yield f"{num}/{den}"
