@@ -227,6 +227,21 @@ def test_planes_of_a_maximum_are_the_winner_where_it_is_decided() -> None:
     assert refinable == [[False, False, True], [False, False, True], [False, False, True]]
 
 
+def test_arguments_of_a_maximum_may_share_an_interval() -> None:
+    """A batch of one stands for all, as where a split has changed the others only."""
+    one = Interval(torch.tensor([[-1.0, 0.0]]), torch.tensor([[1.0, 2.0]]))
+    many = Interval(torch.randn(5, 2) - 1, torch.randn(5, 2) + 4)
+    op = Maximum(3)
+    mixed, whole = (one, many, one), (one.expand(5), many, one.expand(5))
+    for a, b in zip(op.parameters(*mixed).values(), op.parameters(*whole).values(), strict=True):
+        torch.testing.assert_close(a.value, b.value)
+    values = {name: p.value for name, p in op.parameters(*mixed).items()}
+    lines, same = op.relax(values, *mixed), op.relax(values, *whole)
+    torch.testing.assert_close(lines.lower_intercept, same.lower_intercept)
+    torch.testing.assert_close(lines.upper_intercept, same.upper_intercept)
+    assert torch.equal(op.refinable(1, *mixed), op.refinable(1, *whole))
+
+
 @pytest.mark.parametrize("op", [Product(), Square(), Maximum(3)])
 def test_infinite_intervals_give_no_planes_but_never_nan(op: Elementwise) -> None:
     ends = torch.tensor([[-torch.inf, -torch.inf, 1.0, -torch.inf, 0.0, -1.0]])

@@ -128,7 +128,10 @@ def _ends(xs: Sequence[Interval]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _tamed(xs: tuple[Interval, ...]) -> tuple[tuple[Interval, ...], Tensor | None]:
-    """The intervals with those replaced by zero whose sums might overflow, and where that is; None where nowhere is."""
+    """The intervals, of one batch, with those replaced by zero whose sums might overflow, and where that is; None where
+    nowhere is."""
+    batch = max(len(x.lower) for x in xs)
+    xs = tuple(x.expand(batch) for x in xs)
     size = _largest([x.magnitude.detach() for x in xs])
     wild = (8 * (len(xs) + 1) * size).isfinite().logical_not()
     if not bool(wild.any()):
