@@ -12,7 +12,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "float64"]
 Method = Literal["auto", "interval", "crown", "alpha-crown"]
 BoundMethod = Literal["interval", "forward", "crown-ibp", "crown", "alpha-crown"]
-Branching = Literal["auto", "input", "activation"]
+Branching = Literal["auto", "input", "activation", "babsr", "fsb", "bbps"]
 LinearSolver = Literal["highs", "gurobi"]
 
 
@@ -39,7 +39,9 @@ class Options:
     )
     max_domains: int | None = _option(None, "Give up with 'unknown' after this many subdomains.")
     method: Method = _option("auto", "Bounds to use; auto goes from cheap to tight.")
-    branching: Branching = _option("auto", "What to split; auto decides from the sizes of input and network.")
+    branching: Branching = _option(
+        "auto", "What to split: inputs or activations (these as babsr, fsb, the default, or bbps choose)."
+    )
     lp: LinearSolver = _option("highs", "Solver of linear programs; gurobi is an extra and needs a licence.")
     progress: bool = _option(False, "Show progress on stderr.")
 
@@ -69,9 +71,9 @@ class Options:
                 f"batch_size={self.batch_size} contradicts max_domains={self.max_domains}: the first batch "
                 "alone would pass the limit. Lower batch_size or raise max_domains."
             )
-        if self.method == "interval" and self.branching == "activation":
+        if self.method == "interval" and self.branching not in ("auto", "input"):
             raise OptionsError(
-                "method='interval' contradicts branching='activation': interval bounds cannot use a split "
+                f"method='interval' contradicts branching={self.branching!r}: interval bounds cannot use a split "
                 "activation's constraint. Use method='crown', or branching='input'."
             )
 

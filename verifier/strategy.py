@@ -16,7 +16,8 @@ from verifier.attack.replay import Judge, Networks
 from verifier.bounds.alpha import AlphaOptions
 from verifier.bounds.crown import OutOfTime
 from verifier.bounds.final import AscentOptions
-from verifier.branching.activation_split import ActivationBrancher
+from verifier.branching.activation_split import HEURISTICS, ActivationBrancher
+from verifier.branching.bounded import Facts
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher
@@ -221,10 +222,11 @@ class _Run:
             start, closed = found.start, found.closed
             ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
             settings = replace(bounder.options, refine=False, inherit=True, gaps=True, ascent=ascent)
-            bounder = Bounder(found.compiled, self.device, self.dtype, settings, found.enclosures)
+            bounder = Bounder(found.compiled, self.device, self.dtype, settings, Facts(found.enclosures))
             if self.options.method != "crown":
                 bounder = self._with_cuts(bounder, start)
-            brancher, batch = ActivationBrancher(bounder), _wide_batch(bounder)
+            heuristic = HEURISTICS.get(self.options.branching, HEURISTICS["fsb"])
+            brancher, batch = ActivationBrancher(bounder, heuristic), _wide_batch(bounder)
         limits = SearchOptions(
             deadline=self.deadline,
             batch=self.options.batch_size or batch,
@@ -242,11 +244,11 @@ class _Run:
         with torch.no_grad():
             cuts = root_cuts(bounder, start, now + CUTS_SHARE * (self.deadline - now))
             planes = root_planes(bounder, start, min(self.memory // 64, PLANES))
-        return Bounder(bounder.compiled, self.device, self.dtype, bounder.options, bounder.root, cuts, planes)
+        return bounder.with_facts(replace(bounder.facts, cuts=cuts, planes=planes))
 
     def _splits_activations(self, bounder: Bounder) -> bool:
         if self.options.branching != "auto":
-            return self.options.branching == "activation"
+            return self.options.branching != "input"
         varying = (self.compiled.upper > self.compiled.lower).sum(1).amax()
         large = int(varying) > INPUT_DIMENSIONS or _work(bounder.graph) > INPUT_WORK
         return bool(bounder.elementwise) and large

@@ -11,12 +11,13 @@ import torch
 
 from verifier.bounds.crown import inner_bounds
 from verifier.bounds.final import HIGH, LOW, AscentOptions, FinalPass
-from verifier.branching.activation_split import ActivationBrancher
+from verifier.branching.activation_split import HEURISTICS, ActivationBrancher, Heuristic
+from verifier.branching.bounded import Facts
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.clip import clip
 from verifier.branching.domains import Domains, Store
 from verifier.branching.input_split import InputBrancher, sensitivities
-from verifier.branching.root import by_disjunct
+from verifier.branching.root import by_disjunct, root_cuts, root_planes
 from verifier.branching.search import Search, SearchOptions
 from verifier.graph import Builder, Graph, Interval
 from verifier.graph.coefficients import Rows
@@ -255,7 +256,9 @@ def test_halves_cover_their_subdomain(seed: int, kind: str) -> None:
     graph = network(seed, ["relu", "clip"][seed % 2])
     problem = compiled(graph, [[[0, 1], [2, -1]]])
     bounder = Bounder(problem, torch.device("cpu"), torch.float64, BoundOptions(gaps=True))
-    brancher = InputBrancher(bounder) if kind == "input" else ActivationBrancher(bounder, 3)
+    brancher = (
+        InputBrancher(bounder) if kind == "input" else ActivationBrancher(bounder, Heuristic(3, trials=True))
+    )
     domains = start(problem)
     with torch.no_grad():
         for _ in range(3):
@@ -275,7 +278,7 @@ def test_halves_cover_their_subdomain(seed: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", ["input", "activation"])
+@pytest.mark.parametrize("kind", ["input", *HEURISTICS])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_search_proves_what_is_true_and_nothing_more(seed: int, kind: str, dtype: torch.dtype) -> None:
     """The smallest sampled score decides how far the outputs are lifted: a little more is provable, less is not."""
@@ -284,13 +287,20 @@ def test_search_proves_what_is_true_and_nothing_more(seed: int, kind: str, dtype
     lowest = least(graph, compiled(graph, clauses))
     for shift, provable in ((0.1, True), (-0.02, False)):
         problem = compiled(lifted(graph, shift - lowest), clauses)
-        bounder = Bounder(problem, torch.device("cpu"), dtype, BoundOptions(gaps=kind == "activation"))
+        bounder = Bounder(problem, torch.device("cpu"), dtype, BoundOptions(gaps=kind != "input"))
         domains = start(problem)
-        if kind == "activation":
+        if kind != "input":
             single, domains, origin = by_disjunct(problem, domains)
             assert origin.tolist() == [0, 0]
             bounder = Bounder(single, torch.device("cpu"), dtype, bounder.options)
-        brancher = InputBrancher(bounder) if kind == "input" else ActivationBrancher(bounder)
+            with torch.no_grad():
+                cuts = root_cuts(bounder, domains, math.inf) if seed else None
+                planes = root_planes(bounder, domains, 1 << 20)
+            assert planes is not None
+            bounder = bounder.with_facts(Facts({}, cuts, planes))
+            brancher = ActivationBrancher(bounder, HEURISTICS[kind])
+        else:
+            brancher = InputBrancher(bounder)
         search = Search(
             bounder,
             brancher,
@@ -385,9 +395,32 @@ def test_halves_start_from_the_bound_of_the_whole(activation: str) -> None:
                 rest = domains.index(open_)
                 known = {i: b.index(open_) for i, b in known.items()}
                 rest = replace(rest, known=known, warm=left.warm)
-                domains, _ = ActivationBrancher(bounder, 1).branch(rest, left)
+                domains, _ = ActivationBrancher(bounder, HEURISTICS["babsr"]).branch(rest, left)
                 if not len(domains) or not domains.splits:
                     break
                 assert (still.bound(domains).score >= left.score.repeat(2) - 1e-9).all()
                 tried += len(domains)
     assert tried > 20
+
+
+def test_shortcuts_of_the_first_layer_are_bounds_of_the_halves() -> None:
+    """There the forms are exact, so a shortcut claims no more than the best bound of the half, and no less than the
+    bound of the whole."""
+    graph = network(4)
+    problem = compiled(graph, [[[0, 1]]])
+    problem, domains, _ = by_disjunct(problem, start(problem))
+    bounder = Bounder(problem, torch.device("cpu"), torch.float64, BoundOptions(gaps=True))
+    with torch.no_grad():
+        planes = root_planes(bounder, domains, 1 << 20)
+        bounded = bounder.bound(domains)
+        domains = replace(domains, bound=bounded.score, warm=bounded.warm, known=bounder.known(bounded))
+        brancher = ActivationBrancher(bounder.with_facts(Facts(planes=planes)), HEURISTICS["bbps"])
+        node = bounder.split_nodes[0]
+        places = (bounded.gaps[node] > 0).flatten().nonzero()[:, 0].unsqueeze(0)
+        assert places.shape[1] > 2
+        score = brancher._shortcuts(domains, bounded, [node], places)[0]
+        options = replace(bounder.options, ascent=AscentOptions(400, 0.2, 0.99), inherit=True, refine=False)
+        for k, place in enumerate(places[0]):
+            for high, half in enumerate(brancher._halves(domains, bounded, [node], place.view(1))):
+                best = bounder.with_options(options).bound(half).score
+                assert float(bounded.score) - 1e-9 <= float(score[k, high]) <= float(best) + 0.02

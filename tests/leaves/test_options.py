@@ -30,7 +30,10 @@ def test_no_time_limit(timeout):
         ({"device": "mps"}, "device must be one of auto, cpu, cuda, not 'mps'."),
         ({"dtype": "float16"}, "dtype must be one of auto, float32, float64, not 'float16'."),
         ({"method": []}, "method must be one of auto, interval, crown, alpha-crown, not []."),
-        ({"branching": None}, "branching must be one of auto, input, activation, not None."),
+        (
+            {"branching": None},
+            "branching must be one of auto, input, activation, babsr, fsb, bbps, not None.",
+        ),
         ({"attack": 1}, "attack must be True or False, not 1."),
         ({"threads": 0}, "threads must be a positive integer, or None for automatic, not 0."),
         ({"threads": 2.0}, "threads must be a positive integer, or None for automatic, not 2.0."),

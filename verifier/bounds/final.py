@@ -53,6 +53,36 @@ class Ascent:
     leaves: Leaves
     coefficients: dict[int, Tensor] = field(default_factory=dict)
 
+    def merged(self, better: Ascent, rows: Tensor) -> Ascent:
+        """With the results `better` of the instances `rows` where they are better, row by row."""
+        batch = len(self.lower)
+        wins = better.lower > self.lower[rows]
+
+        def merge(old: Tensor, new: Tensor) -> Tensor:
+            old = old.expand(batch, *old.shape[1:])
+            mask = wins.view(*wins.shape, *([1] * (old.dim() - 2)))
+            return old.index_copy(0, rows, torch.where(mask, new, old[rows]))
+
+        first, second = self.plane, better.plane
+        error = None
+        if first.error is not None and second.error is not None:
+            error = merge(first.error, second.error)
+        plane = LinearBound(
+            {i: merge(c, second.coefficients[i]) for i, c in first.coefficients.items()},
+            merge(first.constant, second.constant),
+            error,
+        )
+        seen = {i: merge(c, better.coefficients[i]) for i, c in self.coefficients.items()}
+        leaves = {
+            key: {
+                n: merge(t.squeeze(1), better.leaves[key][n].squeeze(1)).unsqueeze(1)
+                for n, t in own.items()
+                if n in better.leaves.get(key, {})
+            }
+            for key, own in self.leaves.items()
+        }
+        return Ascent(plane, merge(self.lower, better.lower), leaves, seen)
+
 
 @dataclass(frozen=True, eq=False)
 class FinalPass:

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from verifier.bounds.crown import OutOfTime
 from verifier.bounds.final import AscentOptions
-from verifier.branching.bounding import Bounded, Bounder
+from verifier.branching.bounded import Bounded
+from verifier.branching.bounding import Bounder
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher
 from verifier.branching.multipliers import add_multipliers, split_multipliers
+from verifier.branching.scores import Argument, shortcut
 from verifier.graph import Elementwise, Interval
 
 LEAST_GAIN = 0.01
@@ -22,16 +24,33 @@ TRIALS, TRIAL_NUMBERS = 4096, 1 << 25
 """Halves bounded at a time when candidates are tried, and numbers in their enclosures, at most."""
 
 
+@dataclass(frozen=True)
+class Heuristic:
+    """How to choose a neuron: of the `candidates` whose relaxations cost the bound most, the `shortcuts` that a linear
+    shortcut estimates to gain most (all where it is None), and of these the one whose halves, both bounded for real
+    where `trials` says so, gain most."""
+
+    candidates: int
+    shortcuts: int | None = None
+    trials: bool = False
+
+
+HEURISTICS = {
+    "babsr": Heuristic(candidates=1),
+    "bbps": Heuristic(candidates=64, shortcuts=1),
+    "fsb": Heuristic(candidates=16, trials=True),
+}
+"""BaBSR (Bunel et al. 2020) and BBPS (Shi et al. 2025) by scores alone, FSB (De Palma et al. 2021) by trials."""
+
+
 @dataclass(frozen=True, eq=False)
 class ActivationBrancher:
-    """Filtered branching (in the manner of FSB, De Palma et al. 2021): the `candidates` neurons whose relaxations cost
-    the bound most are all tried, both halves bounded for real by one step of ascent from the whole's parameters. The
-    one is split whose halves' gains have the largest product, as in branching on integers (Achterberg 2007): the least
-    gain alone would pass over a split that decides one half. A subdomain without an unstable neuron is halved along
-    an input."""
+    """Splits the neuron that `heuristic` chooses. Gains of two halves count by their product, as in branching on
+    integers (Achterberg 2007): the least gain alone would pass over a split that decides one half. Trials take one step
+    of ascent from the whole's parameters. A subdomain without an unstable neuron is halved along an input."""
 
     bounder: Bounder
-    candidates: int = 16
+    heuristic: Heuristic = HEURISTICS["fsb"]
 
     def branch(self, domains: Domains, bounded: Bounded) -> tuple[Domains, Tensor]:
         """Both halves of every subdomain, and a mask [M] of subdomains that have nothing to split."""
@@ -39,7 +58,7 @@ class ActivationBrancher:
         if not nodes:
             return InputBrancher(self.bounder).branch(domains, bounded)
         gaps = torch.cat([bounded.gaps[i].flatten(1) for i in nodes], 1)
-        values, places = gaps.topk(min(self.candidates, gaps.shape[1]), dim=1)
+        values, places = gaps.topk(min(self.heuristic.candidates, gaps.shape[1]), dim=1)
         ready = values[:, 0] > 0
         stuck = torch.zeros_like(ready)
         parts: list[Domains] = []
@@ -57,8 +76,13 @@ class ActivationBrancher:
         self, domains: Domains, bounded: Bounded, nodes: list[int], values: Tensor, places: Tensor
     ) -> Tensor:
         """The place [M] of the best candidate."""
+        keep = self.heuristic.shortcuts
+        if keep is not None and keep < places.shape[1] and self.bounder.facts.planes is not None:
+            score = self._shortcuts(domains, bounded, nodes, places)
+            best = _gain(score, domains.bound, values).topk(keep, dim=1).indices
+            values, places = values.gather(1, best), places.gather(1, best)
         count = places.shape[1]
-        if count == 1:
+        if count == 1 or not self.heuristic.trials:
             return places[:, 0]
         ascent = AscentOptions(steps=1, rate=0.1)
         options = replace(self.bounder.options, ascent=ascent, gaps=False, refine=False, inherit=True)
@@ -85,12 +109,29 @@ class ActivationBrancher:
         """The best place [m], by bounds of both halves for every candidate."""
         columns = places.unbind(1)
         trial = Domains.cat([half for p in columns for half in self._halves(domains, bounded, nodes, p)])
-        score = quick.estimate(trial).clamp(max=0)
-        halves = score.view(len(columns), 2, len(domains))
-        whole = domains.bound.clamp(max=0)
-        gain = (halves - whole).clamp(min=0) - LEAST_GAIN * whole
-        gain = torch.where((values > 0).T, gain.prod(1), -torch.inf)
-        return places.gather(1, gain.argmax(0).unsqueeze(1)).squeeze(1)
+        score = quick.estimate(trial).view(len(columns), 2, len(domains))
+        gain = _gain(score.permute(2, 0, 1), domains.bound, values)
+        return places.gather(1, gain.argmax(1, keepdim=True)).squeeze(1)
+
+    def _shortcuts(self, domains: Domains, bounded: Bounded, nodes: list[int], places: Tensor) -> Tensor:
+        """Estimated scores [M, K, 2] of both halves of every candidate."""
+        bounder, planes = self.bounder, self.bounder.facts.planes
+        assert planes is not None
+        score = places.new_zeros(*places.shape, 2, dtype=torch.float64)
+        start = 0
+        for i in nodes:
+            size = bounder.graph.nodes[i].numel
+            rows, k = ((places >= start) & (places < start + size)).nonzero(as_tuple=True)
+            column = places[rows, k] - start
+            ends = [t.flatten(1)[rows, column] for t in bounded.bounds[i].expand(len(domains))]
+            point = self._points(i, bounded, len(domains)).flatten(1)[rows, column]
+            for high, half in enumerate((Interval(ends[0], point), Interval(point, ends[1]))):
+                argument = Argument(rows, column, half)
+                score[rows, k, high] = shortcut(
+                    bounder.graph, bounder.target, bounded, planes, i, argument, bool(high)
+                )
+            start += size
+        return score
 
     def _halves(
         self, domains: Domains, bounded: Bounded, nodes: list[int], places: Tensor
@@ -132,6 +173,15 @@ class ActivationBrancher:
                 boxes = [bounded.bounds[j].expand(batch) for j in inputs]
                 return op.branching_point(inputs.index(node), *boxes)
         raise KeyError(f"No elementwise operator reads node {node}.")
+
+
+def _gain(score: Tensor, whole: Tensor, values: Tensor) -> Tensor:
+    """The product of the gains of two halves' scores [M, K, 2] over those of the wholes [M]; none where there is
+    nothing to split. Between equal ones the wider gap `values` [M, K] decides."""
+    before = whole.clamp(max=0)[:, None, None]
+    gain = (score.clamp(max=0) - before).clamp(min=0) - LEAST_GAIN * before
+    wide = 1 + 1e-3 * values / values.amax(1, keepdim=True).clamp(min=1e-30)
+    return torch.where(values > 0, gain.prod(2) * wide, -torch.inf)
 
 
 def _half(whole: Interval, column: Tensor, point: Tensor, high: bool) -> Interval:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -12,77 +11,16 @@ from torch import Tensor
 
 from verifier.bounds.ascent import Leaves
 from verifier.bounds.backward import LinearBound
-from verifier.bounds.crown import Effort, inner_bounds, relax_at
-from verifier.bounds.cuts import Cuts
+from verifier.bounds.crown import Effort, inner_bounds
 from verifier.bounds.final import Ascent, AscentOptions, FinalPass
 from verifier.bounds.interval import Bounds
-from verifier.branching.clip_neurons import NeuronPlanes
+from verifier.branching.bounded import Bounded, Facts
 from verifier.branching.domains import Domains
+from verifier.branching.scores import gaps
 from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.coefficients import Rows
 from verifier.sets import Box, InputSet
 from verifier.specs.compile import Compiled
-
-
-@dataclass(frozen=True, eq=False)
-class Bounded:
-    """What bounding M subdomains gives.
-
-    `score` float64 [M]: a proved lower bound of min over open disjuncts of max over atoms of the margins.
-    `disjunct` float64 [M, D]: the same per disjunct (infinite for one that is absent or was refuted before), and
-    `refuted` bool [M, D] those that no point of the subdomain satisfies. `planes` float64 [M, D, C, n_in] and
-    `constants` [M, D, C]: linear forms below the margins, rounding included; for padding 0 and -inf.
-    `bounds` encloses inner nodes, `warm` are optimised parameters, and `gaps` [M, *shape] per node says how much
-    the relaxation of each neuron that reads it costs the bound; `arrived` [M, R, *shape] are the final pass's
-    coefficients of each elementwise operator's result.
-    """
-
-    score: Tensor
-    disjunct: Tensor
-    refuted: Tensor
-    planes: Tensor
-    constants: Tensor
-    bounds: Bounds = field(default_factory=dict)
-    warm: Leaves = field(default_factory=dict)
-    gaps: Mapping[int, Tensor] = field(default_factory=dict)
-    arrived: Mapping[int, Tensor] = field(default_factory=dict)
-
-    def replaced(self, rows: Tensor, new: Bounded) -> Bounded:
-        """With the results `new` of the subdomains `rows` [m]; what was refuted stays so."""
-
-        def put(old: Tensor, part: Tensor) -> Tensor:
-            return old.expand(len(self.score), *old.shape[1:]).index_copy(
-                0, rows, part.expand(len(rows), *part.shape[1:])
-            )
-
-        fields = ("score", "disjunct", "refuted", "planes", "constants")
-        merged = {n: put(getattr(self, n), getattr(new, n)) for n in fields}
-        merged["refuted"] |= self.refuted
-        return Bounded(
-            **merged,
-            bounds={i: Interval(*map(put, b, new.bounds[i])) for i, b in self.bounds.items()},
-            warm={
-                key: {n: put(t, new.warm[key][n]) for n, t in own.items() if n in new.warm.get(key, {})}
-                for key, own in self.warm.items()
-            },
-            gaps={i: put(t, new.gaps[i]) for i, t in self.gaps.items()},
-            arrived={i: put(t, new.arrived[i]) for i, t in self.arrived.items()},
-        )
-
-    def index(self, rows: Tensor) -> Bounded:
-        """Some of the subdomains (a mask, or positions)."""
-        positions = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
-        return Bounded(
-            self.score[positions],
-            self.disjunct[positions],
-            self.refuted[positions],
-            self.planes[positions],
-            self.constants[positions],
-            {i: b.index(positions) for i, b in self.bounds.items()},
-            {key: {n: t[positions] for n, t in own.items()} for key, own in self.warm.items()},
-            {i: t[positions] for i, t in self.gaps.items()},
-            {i: t[positions] for i, t in self.arrived.items()},
-        )
 
 
 @dataclass(frozen=True)
@@ -117,9 +55,7 @@ class _Packed(NamedTuple):
 
 
 class Bounder:
-    """Bounds subdomains of one compiled query. `root` encloses inner nodes per case, [N, *shape], for subdomains that
-    come without enclosures of their own; `cuts`, and `planes` to clip inner enclosures by, hold on all cases' boxes and
-    are for queries of one disjunct per case."""
+    """Bounds subdomains of one compiled query, whose cases' boxes `facts` are about."""
 
     def __init__(
         self,
@@ -127,14 +63,11 @@ class Bounder:
         device: torch.device,
         dtype: torch.dtype,
         options: BoundOptions = BoundOptions(),
-        root: Mapping[int, Interval] | None = None,
-        cuts: Cuts | None = None,
-        planes: NeuronPlanes | None = None,
+        facts: Facts = Facts(),
     ) -> None:
-        self.compiled, self.options, self.planes = compiled, options, planes
-        self.cuts = None if cuts is None else cuts.to(torch.float64, device)
+        self.compiled, self.options = compiled, options
         self.device, self.dtype = device, dtype
-        self.root = dict(root or {})
+        self.facts = facts
         self.strict = compiled.strict.to(device)
         self.clauses = compiled.clauses.to(device)
         self.graph = self._graph(dtype)
@@ -151,30 +84,28 @@ class Bounder:
 
     def with_options(self, options: BoundOptions) -> Bounder:
         """The same query with other options."""
-        return Bounder(self.compiled, self.device, self.dtype, options, self.root, self.cuts, self.planes)
+        return Bounder(self.compiled, self.device, self.dtype, options, self.facts)
+
+    def with_facts(self, facts: Facts) -> Bounder:
+        """The same query with more knowledge."""
+        return Bounder(self.compiled, self.device, self.dtype, self.options, facts)
 
     def bound(self, domains: Domains) -> Bounded:
         """Bounds of all subdomains. Where little is missing, the inner enclosures are clipped to where the property is
         violated and the subdomain is bounded again; a positive score then says no more than that."""
         result = self._settled(domains)
-        if self.planes is None or not result.gaps:
+        planes = self.facts.planes
+        if planes is None or not result.gaps:
             return result
-        worst = result.constants[:, 0] + (result.planes[:, 0] @ self.planes.center.double())
-        worst = worst - result.planes[:, 0].abs() @ self.planes.radius.double()
-        atom = worst.argmax(1)
-        every = torch.arange(len(atom), device=atom.device)
-        plane, constant = result.planes[every, 0, atom], result.constants[every, 0, atom]
-        width = 2 * plane.abs() @ self.planes.radius.double()
-        near = (self.planes.least(plane, constant) > -NEAR * width) & ~result.refuted.all(1)
-        rows = near.nonzero()[:, 0]
+        plane, constant = result.worst_plane(planes.least)
+        near = planes.least(plane, constant) > -NEAR * planes.width(plane)
+        rows = (near & ~result.refuted.all(1)).nonzero()[:, 0]
         if not len(rows):
             return result
-        part = result.index(rows)
-        known = {i: b.expand(len(rows)) for i, b in part.bounds.items() if i in self.planes.columns}
-        known = self.planes.clip(known, part.gaps, plane[rows], constant[rows])
-        again = self._settled(
-            replace(domains.index(rows), known=dict(domains.index(rows).known) | known, warm=part.warm)
-        )
+        part, mine = result.index(rows), domains.index(rows)
+        known = {i: part.bounds[i].expand(len(rows)) for i in planes.columns}
+        known = planes.clip(known, part.gaps, plane[rows], constant[rows])
+        again = self._settled(replace(mine, known={**mine.known, **known}, warm=part.warm))
         again = replace(again, score=again.score.clamp(max=0), disjunct=again.disjunct.clamp(max=0))
         return result.replaced(rows, again)
 
@@ -203,7 +134,7 @@ class Bounder:
 
     def _enclosures(self, domains: Domains, dtype: torch.dtype) -> tuple[dict[int, Interval], Tensor]:
         """What is known of inner nodes, split constraints included, and which subdomains [M] the splits leave empty."""
-        known = {i: b.index(domains.case).narrow(dtype) for i, b in self.root.items()}
+        known = {i: b.index(domains.case).narrow(dtype) for i, b in self.facts.enclosures.items()}
         for i, b in domains.known.items():
             own = b.narrow(dtype)
             known[i] = own.intersect(known[i]) if i in known else own
@@ -247,7 +178,8 @@ class Bounder:
         scale = torch.ones(packed.atoms.shape, dtype=dtype, device=self.device)
         rows = Rows(packed.atoms.clamp(min=0), scale, last.shape)
         splits = {i: c.to(dtype) for i, c in domains.splits.items()}
-        cuts = None if self.cuts is None else self.cuts.index(domains.case).to(dtype, self.device)
+        cuts = self.facts.cuts
+        cuts = None if cuts is None else cuts.index(domains.case).to(dtype, self.device)
         count = packed.atoms.shape[1]
         deadline = self.options.deadline
         final = FinalPass(graph, sets, self.target, rows, count, bounds, splits, cuts, deadline)
@@ -264,8 +196,9 @@ class Bounder:
         if record:
             batch = len(domains)
             arrived = {i: t.expand(batch, *t.shape[1:]) for i, t in found.coefficients.items()}
-            gaps = self._gaps(found, result, packed, final.bounds)
-            result = replace(result, gaps=gaps, warm=found.leaves, arrived=arrived)
+            row = self._row(found, result, packed)
+            result = replace(result, warm=found.leaves, arrived=arrived, row=row)
+            result = replace(result, gaps=gaps(self._graph(dtype), self.target, result))
         return result, doubtful & ~empty
 
     def _improve(self, final: FinalPass, packed: _Packed, warm: Leaves, record: list[int]) -> Ascent:
@@ -288,7 +221,7 @@ class Bounder:
             cuts=None if final.cuts is None else final.cuts.index(rows),
         )
         better = part.ascend(self.options.ascent, record=record)
-        return _merged(plain, better, rows)
+        return plain.merged(better, rows)
 
     def _from_intervals(
         self, domains: Domains, packed: _Packed, bounds: Bounds, empty: Tensor
@@ -352,77 +285,13 @@ class Bounder:
         result = Bounded(score, disjunct, refuted, planes * used.unsqueeze(3), constants, bounds)
         return result, doubtful
 
-    def _gaps(self, found: Ascent, result: Bounded, packed: _Packed, bounds: Bounds) -> dict[int, Tensor]:
-        """Per node that elementwise operators read: what their relaxations may cost the least refuted disjunct's best
-        atom, |coefficient| times the widest gap between function and line seen at the ends and the branching point."""
-        batch, width = len(result.score), packed.table.shape[2]
+    def _row(self, found: Ascent, result: Bounded, packed: _Packed) -> Tensor:
+        """The row [M] of each subdomain's best atom of its least refuted disjunct."""
+        width = packed.table.shape[2]
         worst = torch.where(result.refuted, torch.inf, result.disjunct).argmin(1)
         place = packed.owner.gather(1, worst.unsqueeze(1)) * width
         candidates = (place + torch.arange(width, device=place.device)).clamp(max=found.lower.shape[1] - 1)
         values = torch.where(
             packed.atoms.gather(1, candidates) >= 0, found.lower.gather(1, candidates), -torch.inf
         )
-        row = candidates.gather(1, values.argmax(1, keepdim=True)).squeeze(1)
-        gaps: dict[int, Tensor] = {}
-        every = torch.arange(batch, device=row.device)
-        for i in self.elementwise:
-            node, op = self.graph.nodes[i], self.graph.nodes[i].op
-            if not isinstance(op, Elementwise):
-                continue
-            arrived = found.coefficients[i].expand(batch, -1, *node.shape)[every, row]
-            boxes = [bounds[j].expand(batch) for j in node.inputs]
-            own = {n: t[every, 0, row] for n, t in found.leaves.get((self.target, i), {}).items()}
-            cost = _cost(op, arrived.to(boxes[0].lower), boxes, own)
-            for k, j in enumerate(node.inputs):
-                point = op.branching_point(k, *boxes)
-                inside = (point > boxes[k].lower) & (point < boxes[k].upper)
-                part = cost * (op.refinable(k, *boxes) & inside)
-                gaps[j] = gaps[j] + part if j in gaps else part
-        return gaps
-
-
-def _cost(op: Elementwise, arrived: Tensor, boxes: list[Interval], own: Mapping[str, Tensor]) -> Tensor:
-    """|coefficient| times the widest gap between the function and the line that the coefficient takes."""
-    lines = relax_at(op, own, *boxes)
-    below = above = torch.zeros_like(arrived)
-    points = [[b.lower for b in boxes], [b.upper for b in boxes]]
-    points.append([op.branching_point(k, *boxes).clamp(b.lower, b.upper) for k, b in enumerate(boxes)])
-    for point in points:
-        y = op.forward(*point)
-        low = y - sum(s * x for s, x in zip(lines.lower_slopes, point, strict=True))
-        high = sum(s * x for s, x in zip(lines.upper_slopes, point, strict=True)) - y
-        below = torch.maximum(below, low if lines.lower_intercept is None else low - lines.lower_intercept)
-        above = torch.maximum(above, high if lines.upper_intercept is None else high + lines.upper_intercept)
-    cost = arrived.clamp(min=0) * below - arrived.clamp(max=0) * above
-    return torch.nan_to_num(cost, nan=0.0, posinf=torch.finfo(cost.dtype).max)
-
-
-def _merged(plain: Ascent, better: Ascent, rows: Tensor) -> Ascent:
-    """The optimised results of the subdomains `rows` where they are better, row by row, and the plain ones."""
-    batch = len(plain.lower)
-    wins = better.lower > plain.lower[rows]
-
-    def merge(old: Tensor, new: Tensor) -> Tensor:
-        old = old.expand(batch, *old.shape[1:])
-        mask = wins.view(*wins.shape, *([1] * (old.dim() - 2)))
-        return old.index_copy(0, rows, torch.where(mask, new, old[rows]))
-
-    first, second = plain.plane, better.plane
-    error = None
-    if first.error is not None and second.error is not None:
-        error = merge(first.error, second.error)
-    plane = LinearBound(
-        {i: merge(c, second.coefficients[i]) for i, c in first.coefficients.items()},
-        merge(first.constant, second.constant),
-        error,
-    )
-    seen = {i: merge(c, better.coefficients[i]) for i, c in plain.coefficients.items()}
-    leaves = {
-        key: {
-            n: merge(t.squeeze(1), better.leaves[key][n].squeeze(1)).unsqueeze(1)
-            for n, t in own.items()
-            if n in better.leaves.get(key, {})
-        }
-        for key, own in plain.leaves.items()
-    }
-    return Ascent(plane, merge(plain.lower, better.lower), leaves, seen)
+        return candidates.gather(1, values.argmax(1, keepdim=True)).squeeze(1)

@@ -45,9 +45,18 @@ class NeuronPlanes:
     center: Tensor
     radius: Tensor
 
+    @property
+    def chunk(self) -> int:
+        """How many forms are treated at once."""
+        return max(1, _CHUNK[self.matrix.device.type] // self.matrix.shape[2])
+
     def least(self, plane: Tensor, constant: Tensor) -> Tensor:
         """The minimum over the box of forms [M, inputs], float64, with constants [M]."""
         return constant + plane @ self.center.double() - plane.abs() @ self.radius.double()
+
+    def width(self, plane: Tensor) -> Tensor:
+        """How much forms [M, inputs], float64, vary over the box: [M]."""
+        return 2 * plane.abs() @ self.radius.double()
 
     def clip(
         self, known: Mapping[int, Interval], gaps: Mapping[int, Tensor], plane: Tensor, constant: Tensor
@@ -55,7 +64,7 @@ class NeuronPlanes:
         """`known` [M, *shape], tighter where plane x + constant <= 0: float64 [M, inputs] and [M], any sign outside."""
         cost = torch.cat([gaps[i].flatten(1)[:, c] for i, c in self.columns.items()], 1)
         values, chosen = cost.topk(min(NEURONS, cost.shape[1]), dim=1)
-        size = max(1, _CHUNK[self.matrix.device.type] // (2 * chosen.shape[1] * self.matrix.shape[2]))
+        size = max(1, self.chunk // (2 * chosen.shape[1]))
         every = torch.arange(len(plane), device=plane.device)
         ends = torch.cat([self._ends(plane[r], constant[r], chosen[r]) for r in every.split(size)])
         ends = torch.where((values > 0).unsqueeze(1), ends, -torch.inf)
@@ -74,31 +83,49 @@ class NeuronPlanes:
     def _ends(self, plane: Tensor, constant: Tensor, chosen: Tensor) -> Tensor:
         """Least values [m, 2, K] of the chosen neurons and of their negatives."""
         dtype = self.matrix.dtype
-        scaled = plane * self.radius
+        forms, middle, own = [t[:, chosen].transpose(0, 1) for t in (self.matrix, self.middle, self.reach)]
         level = (constant + plane @ self.center.double())[:, None, None]
-        sign, size = scaled.sign().to(dtype), scaled.abs().to(dtype)
-        reach = constant.abs() + plane.abs() @ (self.center.abs() + self.radius).double()
-        slack = (size.sum(1)[:, None, None] - level).clamp(min=0)
-        q = self.matrix[:, chosen].transpose(0, 1) * sign[:, None, None]
-        unit = q.abs().sum(3) / size.sum(1).clamp(min=torch.finfo(dtype).tiny)[:, None, None]
-        low, high = torch.full_like(unit, SPREAD[0]), torch.full_like(unit, SPREAD[1])
-        for _ in range(HALVINGS):
-            power = (low + high) / 2
-            moved = torch.addcmul(q, (unit * power.exp2()).unsqueeze(3), size[:, None, None])
-            mass = torch.matmul((moved < 0).to(dtype), size[:, None, :, None]).squeeze(3)
-            more = 2 * mass > slack
-            low, high = torch.where(more, power, low), torch.where(more, high, power)
-        factor = unit * ((low + high) / 2).exp2()
-        moved = torch.addcmul(q, factor.unsqueeze(3), size[:, None, None])
-        middle, own = [t[:, chosen].transpose(0, 1) for t in (self.middle, self.reach)]
-        value = middle + factor * level - moved.abs_().sum(3, dtype=torch.float64)
+        scaled = (plane * self.radius).to(dtype)[:, None, None]
+        value, factor = constrained(forms, middle, scaled, level)
         # Products and casts round in the forms' precision, sums in float64; forms may underflow.
-        info = torch.finfo(dtype)
-        units = 16 * info.eps + 4 * plane.shape[1] * torch.finfo(torch.float64).eps
-        value = (
-            value - units * (own + factor * reach[:, None, None]) - plane.shape[1] * info.tiny * (2 + factor)
-        )
+        info, inputs = torch.finfo(dtype), plane.shape[1]
+        reach = (constant.abs() + plane.abs() @ (self.center.abs() + self.radius).double())[:, None, None]
+        units = 16 * info.eps + 4 * inputs * torch.finfo(torch.float64).eps
+        value = value - units * (own + factor * reach) - inputs * info.tiny * (2 + factor)
         return Interval(value, -value).narrow(dtype).lower.nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+
+    def places(self, node: int, column: Tensor) -> Tensor:
+        """Which neurons the elements `column` of a node are, -1 where they are none."""
+        if node not in self.columns:
+            return torch.full_like(column, -1)
+        own = self.columns[node]
+        start = sum(len(c) for i, c in self.columns.items() if i < node)
+        at = torch.searchsorted(own, column).clamp(max=len(own) - 1)
+        return torch.where(own[at] == column, start + at, -1)
+
+
+def constrained(q: Tensor, middle: Tensor, p: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower bounds, in float64 but for the rounding of their terms, of q u + middle over |u| <= 1 where
+    p u + level <= 0, and the multipliers that give them: q [..., n], p broadcast to it, the others [...].
+
+    The slope in the multiplier m is level - |p| + 2 (the |p| of those elements whose sign p decides not), by which
+    the best m is found by halving.
+    """
+    size = p.abs()
+    total = size.sum(-1)
+    q = q * p.sign()
+    slack = (total - level).clamp(min=0)
+    unit = q.abs().sum(-1) / total.clamp(min=torch.finfo(q.dtype).tiny)
+    low, high = torch.full_like(unit, SPREAD[0]), torch.full_like(unit, SPREAD[1])
+    for _ in range(HALVINGS):
+        power = (low + high) / 2
+        moved = torch.addcmul(q, (unit * power.exp2()).unsqueeze(-1), size)
+        mass = torch.where(moved < 0, size, torch.zeros_like(size)).sum(-1)
+        more = 2 * mass > slack
+        low, high = torch.where(more, power, low), torch.where(more, high, power)
+    factor = unit * ((low + high) / 2).exp2()
+    moved = torch.addcmul(q, factor.unsqueeze(-1), size)
+    return middle + factor * level - moved.abs_().sum(-1, dtype=torch.float64), factor
 
 
 def neuron_planes(

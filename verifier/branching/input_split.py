@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.interval import Bounds
-from verifier.branching.bounding import Bounded, Bounder
+from verifier.branching.bounded import Bounded
+from verifier.branching.bounding import Bounder
 from verifier.branching.domains import Domains
 from verifier.graph import Affine, Elementwise, Graph, Interval
 from verifier.graph.op import Constant, Input

@@ -119,7 +119,7 @@ def root_cuts(bounder: Bounder, start: Domains, deadline: float) -> Cuts | None:
         return None
     graph = bounder.compiled.graph_on(torch.float64, bounder.device)
     first = torch.zeros(1, dtype=torch.long, device=bounder.device)
-    known = {i: b.index(first).to(torch.float64) for i, b in bounder.root.items()}
+    known = {i: b.index(first).to(torch.float64) for i, b in bounder.facts.enclosures.items()}
     sets = [Box(start.lower[:1], start.upper[:1])]
     bounds = inner_bounds(graph, sets, graph.nodes[operator].inputs, known, effort=Effort(refine=False))
     own = {n: t.squeeze(1) for n, t in seen.warm.get((bounder.target, operator), {}).items()}
@@ -139,7 +139,7 @@ def root_planes(bounder: Bounder, start: Domains, limit: int) -> NeuronPlanes | 
     box = Interval(start.lower[:1], start.upper[:1]).narrow(bounder.dtype)
     known = {
         i: Interval(b.lower.amin(0, keepdim=True), b.upper.amax(0, keepdim=True))
-        for i, b in bounder.root.items()
+        for i, b in bounder.facts.enclosures.items()
     }
     graph, nodes = bounder.graph, bounder.split_nodes
     return neuron_planes(graph, Box(box.lower, box.upper), nodes, bounder.target, known, limit)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.crown import OutOfTime
-from verifier.branching.bounding import Bounded, Bounder
+from verifier.branching.bounded import Bounded
+from verifier.branching.bounding import Bounder
 from verifier.branching.clip import clip
 from verifier.branching.domains import Domains, Store
 from verifier.errors import is_out_of_memory
