@@ -132,7 +132,7 @@ class _Run:
         try:
             search = self._search()
         except OutOfTime:
-            search = Outcome(Status.TIMEOUT, Reason.NONE, -math.inf, 0, 0)
+            search = self._without_bounds()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -162,6 +162,13 @@ class _Run:
                     Outcome(Status.SAT, Reason.NONE, -math.inf, search.domains, search.branches, found)
                 )
             share *= 1.5
+
+    def _without_bounds(self) -> Outcome:
+        """The first bounds take too long: what time is left belongs to the attack."""
+        self.clock.phase("root")
+        found = self._attack(self.deadline, None)
+        status = Status.TIMEOUT if found is None else Status.SAT
+        return Outcome(status, Reason.NONE, -math.inf, 0, 0, found)
 
     def _linear_suits(self) -> bool:
         """Whether nothing was asked for that linear programs would ignore."""
@@ -215,13 +222,17 @@ class _Run:
         )
         brancher, batch, closed = InputBrancher(bounder), _batch(bounder), math.inf
         if linear and self._splits_activations(bounder):
+            now = time.monotonic()
+            share = 1 - ATTACK_SHARE if self.options.attack else 1.0
+            until = now + share * (self.deadline - now)
+            bounder = Bounder(compiled, self.device, self.dtype, replace(settings, deadline=until))
             with torch.no_grad():
                 found = self._root(bounder, start)
             if not len(found.start):
                 return Outcome(Status.UNSAT, Reason.NONE, found.closed, len(compiled.lower), 0)
             start, closed = found.start, found.closed
             ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
-            settings = replace(bounder.options, refine=False, inherit=True, gaps=True, ascent=ascent)
+            settings = replace(settings, refine=False, inherit=True, gaps=True, ascent=ascent)
             bounder = Bounder(found.compiled, self.device, self.dtype, settings, Facts(found.enclosures))
             if self.options.method != "crown":
                 bounder = self._with_cuts(bounder, start)
@@ -259,7 +270,7 @@ class _Run:
             iterations=0 if self.options.method == "crown" else ROOT_ITERATIONS,
             memory=self.memory // 8,
             stop=_Patience(self.deadline),
-            deadline=self.deadline,
+            deadline=bounder.options.deadline,
         )
         found = root(bounder, start, alpha, _batch(bounder))
         return condensed(bounder, found, self.memory // 64)
