@@ -7,7 +7,8 @@ import torch
 
 from verifier.bounds.crown import inner_bounds
 from verifier.bounds.final import AscentOptions, FinalPass
-from verifier.bounds.joint import Final, JointOptions, _pairs, joint_cuts
+from verifier.bounds.joint import Final, JointOptions, joint_cuts
+from verifier.bounds.pairing import nearest_pairs
 from verifier.graph import Builder, Graph
 from verifier.graph.coefficients import Rows
 from verifier.ops.convolution import Conv, Window
@@ -125,12 +126,12 @@ def test_pairs_cover_every_row_once() -> None:
     generator = torch.Generator().manual_seed(0)
     for count in (2, 3, 7, 64):
         for rows in (torch.randn(count, 8, generator=generator), torch.ones(count, 8)):
-            first, second = _pairs(rows)
+            first, second = nearest_pairs(rows)
             seen = torch.cat([first, second])
             assert sorted(seen[seen < count].tolist()) == list(range(count))
 
 
 def test_nearest_rows_are_paired() -> None:
     base = torch.eye(4)
-    first, second = _pairs(torch.cat([base, base + 0.01])[torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])])
+    first, second = nearest_pairs(torch.cat([base, base + 0.01])[torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])])
     assert bool((first // 2 == second // 2).all())

@@ -27,6 +27,7 @@ from verifier.bounds.backward import backward
 from verifier.bounds.crown import relax_at
 from verifier.bounds.cuts import Cuts, Entries
 from verifier.bounds.interval import Bounds
+from verifier.bounds.pairing import nearest_pairs, normalised, profiles
 from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.coefficients import Rows
 from verifier.graph.op import negligible
@@ -36,8 +37,6 @@ CLOSED = 0.01
 LEAST_GAIN = 0.04
 """Joining goes on while it gains so much of what is missing."""
 _KEY = (0, 0)
-_PROJECTION = 64
-"""Dimensions in which the inputs that neurons read are compared."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,8 @@ class _Ascent:
         self._neurons, self._a, self._rest, self._constant = neurons, a, rest, constant
         self._slope, self._intercept = neurons.lines(a)
         self._middle = neurons.middle
-        self._profiles = _profiles(neurons)
+        size = neurons.weight.abs() * neurons.radius[neurons.place]
+        self._profiles = profiles(size, neurons.place, len(neurons.center))
         self._enough = torch.zeros_like(constant)
 
     def run(self, s: Tensor, options: JointOptions) -> tuple[Tensor, Tensor, _Groups]:
@@ -246,10 +246,10 @@ class _Ascent:
         value = self._value(s, groups)[0]
         self._enough = CLOSED * value.abs()
         while groups.size < options.size and len(groups.members) > 1:
-            joined, profiles = _joined(self._neurons, groups, self._profiles)
+            joined, reads = _joined(self._neurons, groups, self._profiles)
             if joined.beta.numel() // joined.size * (joined.size + joined.weight.shape[2]) > options.numbers:
                 break
-            groups, self._profiles = joined, profiles
+            groups, self._profiles = joined, reads
             before = value
             value, s, groups = self._climb(s, groups, options)
             done = (value > self._enough) | (value - before < LEAST_GAIN * before.abs())
@@ -325,22 +325,9 @@ def _padded(t: Tensor) -> Tensor:
     return torch.nn.functional.pad(t, (0, 1))
 
 
-def _profiles(neurons: _Neurons) -> Tensor:
-    """What each neuron reads, [n, d]: random projections, whose inner products are about those of the magnitudes."""
-    generator = torch.Generator().manual_seed(0)
-    random = torch.randn(len(neurons.center), _PROJECTION, generator=generator).to(neurons.weight)
-    size = neurons.weight.abs() * neurons.radius[neurons.place]
-    parts = zip(size.split(256), neurons.place.split(256), strict=True)
-    return _normalised(torch.cat([torch.einsum("nm,nmd->nd", s, random[p]) for s, p in parts]))
-
-
-def _normalised(rows: Tensor) -> Tensor:
-    return rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-30)
-
-
-def _joined(neurons: _Neurons, groups: _Groups, profiles: Tensor) -> tuple[_Groups, Tensor]:
+def _joined(neurons: _Neurons, groups: _Groups, reads: Tensor) -> tuple[_Groups, Tensor]:
     """Pairs of groups that read about the same as one group each, and what these read."""
-    first, second = _pairs(profiles)
+    first, second = nearest_pairs(reads)
     n = len(neurons.column)
     members = torch.nn.functional.pad(groups.members, (0, 0, 0, 1), value=n)
     members = torch.cat([members[first], members[second]], 1)
@@ -351,34 +338,8 @@ def _joined(neurons: _Neurons, groups: _Groups, profiles: Tensor) -> tuple[_Grou
     two = beta[:, second].unsqueeze(3).expand(shape)
     beta = torch.cat([one, two], 4).flatten(2, 3)
     place, weight = _union(neurons, members)
-    padded = torch.nn.functional.pad(profiles, (0, 0, 0, 1))
-    return _Groups(members, place, weight, beta), _normalised(padded[first] + padded[second])
-
-
-def _pairs(profiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of rows that are each other's nearest left, again and again; one alone is paired with the place
-    behind the last."""
-    count = len(profiles)
-    near = profiles @ profiles.T
-    near.fill_diagonal_(-torch.inf)
-    every = torch.arange(count, device=profiles.device)
-    left = torch.ones(count, dtype=torch.bool, device=profiles.device)
-    firsts, seconds = [], []
-    while int(left.sum()) > 1:
-        best = near.argmax(1)
-        mutual = (left & (best[best] == every) & (every < best)).nonzero()[:, 0]
-        if not len(mutual):  # rows that are equally near to several
-            some = left.nonzero()[:2, 0]
-            mutual, best[some[0]] = some[:1], some[1]
-        other = best[mutual]
-        firsts.append(mutual)
-        seconds.append(other)
-        gone = torch.cat([mutual, other])
-        left[gone] = False
-        near[gone] = -torch.inf
-        near[:, gone] = -torch.inf
-    alone = left.nonzero()[:, 0]
-    return torch.cat([*firsts, alone]), torch.cat([*seconds, torch.full_like(alone, count)])
+    padded = torch.nn.functional.pad(reads, (0, 0, 0, 1))
+    return _Groups(members, place, weight, beta), normalised(padded[first] + padded[second])
 
 
 def _union(neurons: _Neurons, members: Tensor) -> tuple[Tensor, Tensor]:
