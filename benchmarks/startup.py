@@ -1,9 +1,9 @@
-"""Start-up: a whole `verifier verify` on an easy ACAS Xu property beside `python -c "import torch"`.
+"""Start-up: a whole `verifier verify` on an easy ACAS Xu property and `verifier --help`, beside `import torch`.
 
     python benchmarks/startup.py [--runs N]
 
-The two take turns, so that whatever else the machine does falls on both; medians are compared. Needs the benchmark
-instances (environment variable VERIFIER_SHARED).
+They take turns, so that whatever else the machine does falls on all; medians are compared. The help is to take at most
+half a second. Needs the benchmark instances (environment variable VERIFIER_SHARED).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ def main() -> None:
     commands = {
         'python -c "import torch"': (sys.executable, "-c", "import torch"),
         "verifier verify": (*VERIFIER, folder / NETWORK, folder / QUERY),
+        "verifier --help": (sys.executable, "-m", "verifier", "--help"),
     }
     found = {name: [] for name in commands}
     for words in commands.values():
@@ -47,7 +48,7 @@ def main() -> None:
         print(
             f"| `{name}` | {median(seconds):.2f} | {min(seconds):.2f} | {max(seconds):.2f} | {processor:.2f} |"
         )
-    torch_runs, verify_runs = found.values()
+    torch_runs, verify_runs, _ = found.values()
     ratio = median(r.seconds for r in verify_runs) / median(r.seconds for r in torch_runs)
     paired = median(v.seconds / t.seconds for t, v in zip(torch_runs, verify_runs, strict=True))
     print(
