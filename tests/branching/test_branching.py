@@ -25,7 +25,7 @@ from verifier.ops.arithmetic import add
 from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import clip as clip_values
 from verifier.ops.piecewise_linear import leaky_relu, relu
-from verifier.results import Reason, Status
+from verifier.results import Counterexample, Reason, Status
 from verifier.sets import Box
 from verifier.specs.compile import Compiled
 
@@ -424,3 +424,15 @@ def test_shortcuts_of_the_first_layer_are_bounds_of_the_halves() -> None:
             for high, half in enumerate(brancher._halves(domains, bounded, [node], place.view(1))):
                 best = bounder.with_options(options).bound(half).score
                 assert float(bounded.score) - 1e-9 <= float(score[k, high]) <= float(best) + 0.02
+
+
+def test_a_counterexample_comes_without_a_bound() -> None:
+    """Even where disjuncts were refuted before, whose bounds are positive."""
+    problem = compiled(lifted(network(1), 100.0), [[[0, -1]], [[1, -1]]])
+    bounder = Bounder(problem, torch.device("cpu"), torch.float64)
+    found = Counterexample({}, {})
+    options = SearchOptions(math.inf, closed=1.0)
+    problem.upper[1] += 1000
+    outcome = Search(bounder, InputBrancher(bounder), start(problem), lambda x, c: found, options).run()
+    assert outcome is not None and outcome.status is Status.SAT
+    assert outcome.counterexample is found and outcome.bound == -math.inf

@@ -116,8 +116,8 @@ class Search:
                     return self._outcome(Status.UNKNOWN, Reason.MEMORY)
                 self._size = max(1, len(batch) // 2)
                 continue
-            if found is not None:
-                return self._outcome(Status.SAT, Reason.NONE, found)
+            if found is not None:  # what it lies in is in no store, and nothing bounds the score from below
+                return Outcome(Status.SAT, Reason.NONE, -math.inf, self.domains, self.branches, found)
             self._size = self._next_size(self._size, len(batch), time.monotonic() - now)
             self._report()
         if self._stuck < torch.inf:
@@ -199,8 +199,8 @@ class Search:
     def _bound(self) -> float:
         return min(self._store.worst, self._closed, self._stuck)
 
-    def _outcome(self, status: Status, reason: Reason, found: Counterexample | None = None) -> Outcome:
-        return Outcome(status, reason, self._bound(), self.domains, self.branches, found)
+    def _outcome(self, status: Status, reason: Reason) -> Outcome:
+        return Outcome(status, reason, self._bound(), self.domains, self.branches)
 
 
 def _candidates(rest: Domains, left: Bounded) -> tuple[Tensor, Tensor]:
