@@ -19,8 +19,8 @@ from torch import Tensor
 
 from verifier.bounds.backward import backward
 from verifier.bounds.crown import Effort, Relaxations, inner_bounds
-from verifier.graph import Elementwise, Graph, Interval
-from verifier.graph.coefficients import Rows
+from verifier.bounds.rows import refinable, select
+from verifier.graph import Graph, Interval
 from verifier.sets import Box
 
 SPREAD = (-2.0, 6.0)
@@ -134,8 +134,10 @@ def neuron_planes(
     """The forms of all undecided neurons of `nodes` for one box (batch 1) by the usual relaxations; None where there
     are none or the matrix would have more than `limit` numbers. `known` encloses the nodes, [1, *shape]."""
     bounds = inner_bounds(graph, [box], [target], known, effort=Effort(refine=False))
-    columns = {i: _undecided(graph, i, bounds) for i in nodes}
-    columns = {i: c for i, c in columns.items() if len(c)}
+    masks = {i: mask for i in nodes if (mask := refinable(graph, i, bounds)) is not None}
+    chosen = {i: select(mask, graph.nodes[i].shape) for i, mask in masks.items()}
+    selections = {i: selection for i, selection in chosen.items() if selection is not None}
+    columns = {i: selection.index[0] for i, selection in selections.items()}
     inputs = graph.nodes[graph.inputs[0]].numel
     if not columns or 2 * inputs * sum(len(c) for c in columns.values()) > limit:
         return None
@@ -144,32 +146,18 @@ def neuron_planes(
     radius = torch.maximum(ends.upper - center, center - ends.lower)
     lines = Relaxations(graph, bounds, None)
     matrices, middles, reaches = [], [], []
-    for i, column in columns.items():
-        for part in column.split(max(1, (1 << 22) // max(graph.nodes[j].numel for j in graph.ancestors(i)))):
-            scale = torch.ones_like(ends.lower[:1]).repeat(2 * len(part))
-            scale[len(part) :] = -1
-            rows = Rows(part.repeat(2).unsqueeze(0), scale.unsqueeze(0), graph.nodes[i].shape)
+    for i, selection in selections.items():
+        step = max(1, (1 << 22) // max(graph.nodes[j].numel for j in graph.ancestors(i)))
+        for first in range(0, len(columns[i]), step):
+            rows = selection.rows(ends.lower, first, first + step)
             found = backward(graph, {i: rows}, lines.of(i, slice(None)), bounds)
             plane = found.coefficients[graph.inputs[0]][0].flatten(1)
             constant = found.constant[0] if found.error is None else found.constant[0] - found.error[0]
-            constant, exact = constant.double().expand(len(scale)), plane.double()
+            constant, exact = constant.double().expand(len(plane)), plane.double()
             middle = constant + exact @ center.double()
             reach = exact.abs() @ (center.abs() + radius).double() + constant.abs()
-            matrices.append((plane * radius).view(2, len(part), -1))
+            matrices.append((plane * radius).view(2, -1, inputs))
             middles.append(middle.view(2, -1))
             reaches.append(reach.view(2, -1))
     matrix, middle, reach = [torch.cat(parts, 1) for parts in (matrices, middles, reaches)]
     return NeuronPlanes(columns, matrix, middle, reach, center, radius)
-
-
-def _undecided(graph: Graph, node: int, bounds: Mapping[int, Interval]) -> Tensor:
-    """Flat elements of a node that leave some operator reading it with a gap."""
-    mask = torch.zeros(graph.nodes[node].numel, dtype=torch.bool, device=bounds[node].lower.device)
-    for user in graph.users[node]:
-        op, inputs = graph.nodes[user].op, graph.nodes[user].inputs
-        if isinstance(op, Elementwise) and all(j in bounds for j in inputs):
-            boxes = [bounds[j] for j in inputs]
-            for k, j in enumerate(inputs):
-                if j == node:
-                    mask |= op.refinable(k, *boxes).flatten(1).any(0)
-    return mask.nonzero()[:, 0]

@@ -14,11 +14,12 @@ from verifier.bounds.ascent import Leaves
 from verifier.bounds.condense import condense, multiplications
 from verifier.bounds.crown import Effort, OutOfTime, inner_bounds
 from verifier.bounds.cuts import Cuts
+from verifier.bounds.interval import Bounds
 from verifier.bounds.joint import Final, JointOptions, joint_cuts
 from verifier.branching.bounding import Bounder
 from verifier.branching.clip_neurons import NeuronPlanes, neuron_planes
 from verifier.branching.domains import Domains
-from verifier.graph import Elementwise, Interval
+from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.coefficients import Rows
 from verifier.sets import Box
 from verifier.specs.compile import Compiled
@@ -71,12 +72,7 @@ def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
     compiled, graph = found.compiled, bounder.compiled.graph_on(torch.float64, bounder.device)
     if not len(found.start) or not _one_box(found.start):
         return found
-    first = found.start.index(slice(0, 1))
-    sets = [Box(first.lower, first.upper)]
-    known = {
-        i: b.index(torch.zeros(1, dtype=torch.long)).to(torch.float64) for i, b in found.enclosures.items()
-    }
-    bounds = inner_bounds(graph, sets, [bounder.target], known, effort=Effort(refine=False))
+    bounds = _shared_bounds(graph, found.start, found.enclosures, bounder.target)
     most = min(limit, WORTH * multiplications(graph, bounder.target))
     now = time.monotonic()
     until = now + CONDENSE_SHARE * (bounder.options.deadline - now)
@@ -118,10 +114,7 @@ def root_cuts(bounder: Bounder, start: Domains, deadline: float) -> Cuts | None:
     if operator not in seen.arrived:
         return None
     graph = bounder.compiled.graph_on(torch.float64, bounder.device)
-    first = torch.zeros(1, dtype=torch.long, device=bounder.device)
-    known = {i: b.index(first).to(torch.float64) for i, b in bounder.facts.enclosures.items()}
-    sets = [Box(start.lower[:1], start.upper[:1])]
-    bounds = inner_bounds(graph, sets, graph.nodes[operator].inputs, known, effort=Effort(refine=False))
+    bounds = _shared_bounds(graph, start, bounder.facts.enclosures, graph.nodes[operator].inputs[0])
     own = {n: t.squeeze(1) for n, t in seen.warm.get((bounder.target, operator), {}).items()}
     final = Final(seen.planes.flatten(1, 2), seen.constants.flatten(1, 2), seen.arrived[operator], own)
     made = joint_cuts(graph, operator, bounds, final, JointOptions(deadline=deadline))
@@ -155,6 +148,13 @@ def _next_to_input(bounder: Bounder) -> int | None:
         and not any(isinstance(graph.nodes[j].op, Elementwise) for j in graph.ancestors(i) - {i})
     ]
     return max(first, key=lambda i: graph.nodes[i].numel, default=None)
+
+
+def _shared_bounds(graph: Graph, start: Domains, enclosures: Mapping[int, Interval], target: int) -> Bounds:
+    """Enclosures in float64, [1, *shape], of what a node depends on, for cases that are all one box."""
+    known = {i: b.index(slice(0, 1)).to(torch.float64) for i, b in enclosures.items()}
+    sets = [Box(start.lower[:1], start.upper[:1])]
+    return inner_bounds(graph, sets, [target], known, effort=Effort(refine=False))
 
 
 def _one_box(domains: Domains) -> bool:

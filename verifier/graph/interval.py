@@ -83,7 +83,7 @@ class Interval(NamedTuple):
         end = torch.full((batch, *like.shape[1:]), torch.inf, dtype=like.dtype, device=like.device)
         return Interval(-end, end)
 
-    def index(self, rows: Tensor) -> Interval:
+    def index(self, rows: Tensor | slice) -> Interval:
         """Select along the leading dimension; an interval with B = 1 is shared and stays as it is."""
         if self.lower.shape[0] == 1:
             return self
