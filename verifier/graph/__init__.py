@@ -2,6 +2,7 @@
 
 from verifier.graph.builder import Builder, Value
 from verifier.graph.composite import Composite
+from verifier.graph.curve import Curve, Curved, Piece
 from verifier.graph.graph import Graph, Node
 from verifier.graph.interval import Interval
 from verifier.graph.op import Affine, Constant, Elementwise, Input, Op, Parameter, Relaxation, Univariate
@@ -11,6 +12,8 @@ __all__ = [
     "Builder",
     "Composite",
     "Constant",
+    "Curve",
+    "Curved",
     "Elementwise",
     "Graph",
     "Input",
@@ -18,6 +21,7 @@ __all__ = [
     "Node",
     "Op",
     "Parameter",
+    "Piece",
     "Relaxation",
     "Univariate",
     "Value",

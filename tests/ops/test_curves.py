@@ -1,0 +1,221 @@
+"""Univariate curves: sound for any slope, tight, with gradients that are right, and never NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+import verifier.ops  # noqa: F401 - registers all operators
+from tests.ops.curve_entries import CURVES
+from verifier.graph import Curve, Elementwise, Interval, Relaxation
+
+FORMS = [
+    pytest.param(make, fields, id=f"{c.__name__}-{name}")
+    for c, forms in CURVES.items()
+    for name, make, fields in forms
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("make", "fields"), FORMS)
+def test_sound(harness: SimpleNamespace, make: Callable, fields: dict, dtype: torch.dtype) -> None:
+    harness.check(harness.Entry(make, **fields), dtype)
+
+
+@pytest.mark.parametrize(("make", "fields"), FORMS)
+def test_groups_of_slopes(harness: SimpleNamespace, make: Callable, fields: dict) -> None:
+    harness.check_groups(harness.Entry(make, **fields))
+
+
+def _boxes(
+    op: Elementwise, kinks: tuple[float, ...], n: int = 400, dtype: torch.dtype = torch.float64
+) -> Interval:
+    """Ordinary intervals on which the function is defined: [1, up to n]."""
+    generator = torch.Generator().manual_seed(6)
+
+    def uniform() -> Tensor:
+        return torch.rand(n, generator=generator, dtype=torch.float64)
+
+    center = torch.tensor(kinks, dtype=torch.float64)[torch.randint(len(kinks), (n,), generator=generator)]
+    center = center + 4 * uniform() - 2
+    width = 4 * uniform() ** 2 + 1e-2
+    lower, upper = (center - width).to(dtype), (center + width).to(dtype)
+    x = Interval(lower.unsqueeze(0), upper.unsqueeze(0))
+    if isinstance(op, Curve) and (usable := op.usable(x)) is not None:
+        x = Interval(x.lower[usable].unsqueeze(0), x.upper[usable].unsqueeze(0))
+    assert x.lower.numel() > 20
+    return x
+
+
+def _grid(x: Interval, count: int = 801) -> Tensor:
+    part = torch.linspace(0, 1, count, dtype=x.lower.dtype).view(-1, 1)
+    return (x.lower + part * (x.upper - x.lower)).clamp(x.lower, x.upper)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("make", "fields"), FORMS)
+def test_supports_hold_and_are_tight_for_any_slope(make: Callable, fields: dict, dtype: torch.dtype) -> None:
+    """Slopes far outside the useful range too, as products of functions ask for them."""
+    x = _boxes(make(1), fields.get("kinks", (0.0,)), dtype=dtype)
+    op = make(x.lower.shape[1]).to(dtype)
+    points = _grid(x)
+    values = op.to(torch.float64).forward(points.double())
+    generator = torch.Generator().manual_seed(7)
+    eps = torch.finfo(dtype).eps
+    steep = torch.randn(12, x.lower.shape[1], generator=generator, dtype=torch.float64)
+    steep = steep * 10 ** torch.tensor([-6, -3, -2, -1, -1, -0.5, 0, 0, 0.5, 1, 3, 6]).double().unsqueeze(1)
+    steep[0] = 0
+    own = op.parameters(x)
+    steep = torch.cat([steep.to(dtype), own["lower_slope"].value, own["upper_slope"].value])
+    for slope in steep:
+        gaps = values - slope.double() * points.double()
+        size = values.abs().amax(0) + (slope.double() * points.double()).abs().amax(0)
+        size = size.clamp(min=1e-3)
+        for found, truth, sign in (
+            (op.support_max(slope.unsqueeze(0), x), gaps.amax(0), 1),
+            (op.support_min(slope.unsqueeze(0), x), gaps.amin(0), -1),
+        ):
+            excess = sign * (found[0].double() - truth) / size
+            assert (excess >= -4e-16).all(), f"unsound by {-excess.min():.3g}"
+            curving = 1e-4  # what the grid misses between its points
+            assert (excess <= curving + 400 * eps).all(), f"loose by {excess.max():.3g}"
+
+
+def _scaled(side: str, what: str, factor: float) -> Callable[[Relaxation], Relaxation]:
+    def distort(lines: Relaxation) -> Relaxation:
+        old = getattr(lines, f"{side}_{what}")
+        new = tuple(factor * t for t in old) if isinstance(old, tuple) else factor * old
+        return lines._replace(**{f"{side}_{what}": new})
+
+    return distort
+
+
+@pytest.mark.parametrize("what", ["slopes", "intercept"])
+@pytest.mark.parametrize("side", ["lower", "upper"])
+@pytest.mark.parametrize(("make", "fields"), FORMS)
+def test_a_slope_or_intercept_off_by_one_percent_is_found(
+    harness: SimpleNamespace, make: Callable, fields: dict, side: str, what: str
+) -> None:
+    found = 0
+    for factor in (0.99, 1.01):
+        try:
+            harness.check(harness.Entry(make, **fields), torch.float32, _scaled(side, what, factor))
+        except AssertionError as error:
+            found += "a line is wrong" in str(error)
+    assert found
+
+
+@pytest.mark.parametrize(("make", "fields"), FORMS)
+def test_gradients_are_those_of_the_bounds(make: Callable, fields: dict) -> None:
+    """In slopes and ends, against differences; away from where the touching point jumps."""
+    x = _boxes(make(1), fields.get("kinks", (0.0,)), n=60)
+    op = make(x.lower.shape[1]).to(torch.float64)
+    generator = torch.Generator().manual_seed(8)
+    own = op.parameters(x)
+    for name, support in (("lower_slope", op.support_min), ("upper_slope", op.support_max)):
+        p = own[name]
+        mix = torch.rand(p.value.shape, generator=generator, dtype=torch.float64)
+        arguments = [p.lower + mix * (p.upper - p.lower), x.lower, x.upper]
+        leaves = [t.clone().requires_grad_() for t in arguments]
+        value = support(leaves[0], Interval(*leaves[1:]))
+        gradients = torch.autograd.grad(value[value.isfinite()].sum(), leaves)
+        for k, gradient in enumerate(gradients):
+            step = 1e-5
+            sides = []
+            for move in (-step, step):
+                moved = [t + move if i == k else t for i, t in enumerate(arguments)]
+                sides.append(support(moved[0], Interval(*moved[1:])))
+            left, right = (sides[1] - value.detach()) / step, (value.detach() - sides[0]) / step
+            low, high = torch.minimum(left, right), torch.maximum(left, right)
+            # The gradient may belong to either side of a kink of the bound.
+            off = torch.maximum(low - gradient, gradient - high).clamp(min=0)
+            rough = 1e-3 * (1 + gradient.abs()) + (high - low) + 1e-4 * value.detach().abs()
+            assert gradient.isfinite().all()
+            assert (off <= rough)[value.isfinite()].float().mean() > 0.97
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("make", "fields"), FORMS)
+def test_extreme_intervals_give_no_nan(make: Callable, fields: dict, dtype: torch.dtype) -> None:
+    """Endless, saturated, denormal and degenerate intervals; values, lines, and gradients."""
+    inf, info = torch.inf, torch.finfo(dtype)
+    lower = torch.tensor(
+        [-inf, -inf, -1.0, 0.5, 1e30, -1e30, 0.0, 0.3, -info.tiny / 8, 88.0, 800.0, -800.0, info.max]
+    )
+    upper = torch.tensor(
+        [inf, 0.7, inf, inf, 2e30, 1e30, 0.0, 0.3, info.tiny / 8, 90.0, 900.0, -700.0, info.max]
+    )
+    ends = [t.to(dtype).unsqueeze(0).requires_grad_() for t in (lower, upper)]
+    op, x = make(lower.numel()).to(dtype), Interval(*ends)
+    own = op.parameters(x)
+    for p in own.values():
+        assert all(t.isfinite().all() for t in p.__dict__.values())
+    for mix in (0.0, 0.5, 1.0):
+        chosen = {n: (p.lower + mix * (p.upper - p.lower)).detach().requires_grad_() for n, p in own.items()}
+        lines = op.relax(chosen, x)
+        total = torch.zeros((), dtype=dtype)
+        for line in (*lines.lower_slopes, *lines.upper_slopes, lines.lower_intercept, lines.upper_intercept):
+            assert line is not None and not line.isnan().any()
+            total = total + line[line.isfinite()].sum()
+        gradients = torch.autograd.grad(total, [*ends, *chosen.values()], allow_unused=True)
+        assert all(g is None or not g.isnan().any() for g in gradients)
+    found = op.interval(x.detach())
+    assert not any(end.isnan().any() for end in found) and (found.lower <= found.upper).all()
+    values = op.to(torch.float64).forward(
+        torch.linspace(-5, 5, 101, dtype=torch.float64).view(-1, 1).expand(-1, lower.numel())
+    )
+    known = values[~values.isnan().any(1)]
+    slack = 1e-12 * (1 + known.abs())
+    assert (known >= found.lower[0, 0].double() - slack).all() and (
+        known <= found.upper[0, 0].double() + slack
+    ).all()
+
+
+@pytest.mark.parametrize(("make", "fields"), FORMS)
+def test_starting_lines_are_nearly_the_best(make: Callable, fields: dict) -> None:
+    """In the middle of the interval, against the hull of a dense grid: what no line can beat."""
+    x = _boxes(make(1), fields.get("kinks", (0.0,)), n=120)
+    op = make(x.lower.shape[1]).to(torch.float64)
+    points = _grid(x, 401)
+    values = op.forward(points)
+    own = op.parameters(x)
+    lines = op.relax({n: p.value for n, p in own.items()}, x)
+    middle = x.center[0]
+    for sign, slope, intercept in (
+        (1, lines.upper_slopes[0], lines.upper_intercept),
+        (-1, lines.lower_slopes[0], lines.lower_intercept),
+    ):
+        assert intercept is not None
+        ours = sign * (slope * middle + intercept)[0]
+        best = torch.stack([_hull(points[:, k], sign * values[:, k]) for k in range(points.shape[1])])
+        size = 1 + values.abs().amax(0)
+        ratio = (ours - best).clamp(min=0) / ((best - sign * values.mean(0)).clamp(min=0) + 1e-4 * size)
+        assert ratio.mean() < 0.05, f"{ratio.mean():.3f} over the best line"
+
+
+def _hull(x: Tensor, y: Tensor) -> Tensor:
+    """The upper hull of the points at the middle of x."""
+    half = len(x) // 2
+    left, right = slice(0, half + 1), slice(half, None)
+    run = (x[right] - x[left].unsqueeze(1)).clamp(min=1e-300)
+    part = (x[half] - x[left].unsqueeze(1)) / run
+    height = y[left].unsqueeze(1) + part * (y[right] - y[left].unsqueeze(1))
+    height[-1, :] = y[half]
+    return height.amax()
+
+
+def test_ranges_of_slopes_hold_no_useless_ones() -> None:
+    """For an S-shape, a line above is never steeper than the one through the lower end that touches."""
+    from verifier.ops.sigmoid import Sigmoid
+
+    x = Interval(
+        torch.tensor([[-3.0, 1.0]], dtype=torch.float64), torch.tensor([[3.0, 2.0]], dtype=torch.float64)
+    )
+    own = Sigmoid().parameters(x)
+    upper, lower = own["upper_slope"], own["lower_slope"]
+    assert upper.upper[0, 0] < 0.24 and upper.lower[0, 0] < 0.05
+    assert lower.lower[0, 1] == lower.upper[0, 1], "below a concave piece there is only the chord"
