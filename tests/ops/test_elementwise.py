@@ -19,6 +19,8 @@ from verifier.ops.alternatives import Alternatives, alternatives
 from verifier.ops.exponential import Exp
 from verifier.ops.maximum import Maximum
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
+from verifier.ops.gated import Gated
+from verifier.ops.integers import Truncate
 from verifier.ops.product import Product, Square, multiply
 from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.sign import Sign
@@ -67,6 +69,16 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
     Square: [("square", lambda n: Square(), {})],
     Maximum: [
         ("maximum of 2", lambda n: Maximum(2), {"arguments": 2}),
+    Gated: [
+        ("relu", lambda n: Gated(Relu()), {"arguments": 2}),
+        ("exp", lambda n: Gated(Exp()), {"arguments": 2}),
+        ("quotient", lambda n: Gated(Reciprocal()), {"arguments": 2}),
+        ("per element", lambda n: Gated(PRelu(_slopes(n))), {"arguments": 2}),
+        ("exp and relu", lambda n: Gated(Exp(), Relu()), {"arguments": 2}),
+        ("quotient and square", lambda n: Gated(Reciprocal(), Square()), {"arguments": 2}),
+    ],
+    Equals: [("equal", lambda n: Equals(), {"arguments": 2, "flat": ("lower",)})],
+    Truncate: [("truncate", lambda n: Truncate(), {"kinks": (-2.0, -1.0, 1.0, 3.0)})],
         ("maximum of 4", lambda n: Maximum(4), {"arguments": 4}),
     ],
     Step: [

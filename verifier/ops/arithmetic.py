@@ -140,7 +140,7 @@ def subtract(builder: Builder, a: Value, b: Value) -> Value:
 
 
 def divide(builder: Builder, a: Value, b: Value) -> Value:
-    """a / b with numpy's broadcasting, b constant and not zero."""
+    """a / b with numpy's broadcasting, b constant and not zero (`ops/quotient.py` has other divisors)."""
     constant = builder.tensor(b)
     if constant is None:
         raise Unsupported("division by a value that depends on the network's input")
@@ -172,11 +172,6 @@ def _neg(builder: Builder, node: OnnxNode) -> Value:
     return negate(builder, node.required(0))
 
 
-@onnx_op("Div", note="constant divisor")
-def _div(builder: Builder, node: OnnxNode) -> Value:
-    return divide(builder, node.required(0), node.required(1))
-
-
 def as_value(builder: Builder, x: Value | float) -> Value:
     """An ATen argument that may be a plain number."""
     return x if isinstance(x, Value) else builder.constant(torch.as_tensor(float(x), dtype=torch.float64))
@@ -199,11 +194,6 @@ def _aten_rsub(builder: Builder, a: Value, b: Value | float, alpha: float = 1) -
     return subtract(
         builder, as_value(builder, b), a if alpha == 1 else scale_shift(builder, a, scale=float(alpha))
     )
-
-
-@aten_op("div.Tensor", "div.Scalar")
-def _aten_div(builder: Builder, a: Value, b: Value | float) -> Value:
-    return divide(builder, a, as_value(builder, b))
 
 
 @aten_op("neg.default")

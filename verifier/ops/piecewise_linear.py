@@ -186,11 +186,11 @@ class PiecewiseLinear(Univariate):
 
     def support_max(self, slope: Tensor, x: Interval) -> Tensor:
         points = self._candidates(x)
-        return (self.forward(points) - slope * points).amax(0)
+        return (self.forward(points) - slope * points).amax(0) + self._rounding(points)
 
     def support_min(self, slope: Tensor, x: Interval) -> Tensor:
         points = self._candidates(x)
-        return (self.forward(points) - slope * points).amin(0)
+        return (self.forward(points) - slope * points).amin(0) - self._rounding(points)
 
     def _rounding(self, points: Tensor) -> Tensor:
         """What `forward` may be wrong by at any of the points [P, B, *shape], together: [B, *shape]."""
@@ -210,14 +210,6 @@ class PiecewiseLinear(Univariate):
         points = self._candidates(xs[0])
         values = self.forward(points)
         return Interval(values.amin(0), values.amax(0)).widen(self._rounding(points)).sanitise()
-
-    def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
-        lines = super().relax(parameters, *xs)
-        error = self._rounding(self._candidates(xs[0]))
-        below, above = lines.lower_intercept, lines.upper_intercept
-        if below is None or above is None:
-            return lines
-        return Relaxation(lines.lower_slopes, below - error, lines.upper_slopes, above + error)
 
     def _slopes_inside(self, x: Interval) -> Tensor:
         """[K + 1, B, *shape]: each piece's slope, NaN where the interval does not reach into the piece."""

@@ -28,6 +28,7 @@ from verifier.specs.query import Kind, Query, Variable
 from verifier.transforms.compare import compare_earlier
 from verifier.transforms.composites import write_out
 from verifier.transforms.fold import fold
+from verifier.transforms.gates import join_gates
 
 MAX_EXPANDED = 4096
 """A formula with more disjuncts than this, and than it has leaves, becomes a graph of minima and maxima."""
@@ -87,7 +88,7 @@ def compile_query(query: Query, networks: Mapping[str, Network]) -> Compiled:
     values, linear = linearised(builder, values, first, problem)
     margins, atoms = _Margins(builder, values, first, linear).build()
     return Compiled(
-        graph=fold(write_out(compare_earlier(builder.graph(margins)))),
+        graph=fold(join_gates(write_out(compare_earlier(builder.graph(margins))))),
         lower=torch.from_numpy(problem.lower),
         upper=torch.from_numpy(problem.upper),
         clauses=atoms.clauses,

@@ -1,0 +1,113 @@
+"""Models of products, quotients, norms and attention: against onnxruntime, and their bounds against sampled points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from verifier.bounds.compute import compute_bounds
+from verifier.frontends.onnx import OnnxModel, load
+from verifier.frontends.replay import check, run
+from verifier.options import BoundMethod
+from verifier.sets import Box
+from verifier.transforms.composites import write_out
+from verifier.transforms.fold import fold
+from verifier.transforms.gates import join_gates
+
+RANDOM = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def node(op: str, inputs: str, output: str = "y", **attributes: Any) -> NodeProto:
+    names = ["" if name == "_" else name for name in inputs.split()]
+    return helper.make_node(op, names, output.split(), name=f"{op}_{output.split()[0]}", **attributes)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A model of the inputs x and, where `second` has a shape, z; its result is y."""
+
+    name: str
+    nodes: list[NodeProto]
+    shape: tuple[int, ...] = (2, 3)
+    second: tuple[int, ...] = ()
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    opset: int = 17
+
+    def model(self) -> OnnxModel:
+        shapes = {"x": self.shape, **({"z": self.second} if self.second else {})}
+        inputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()]
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        stored = [numpy_helper.from_array(v, k) for k, v in self.constants.items()]
+        graph = helper.make_graph(self.nodes, "g", inputs, [output], initializer=stored)
+        opset = [helper.make_opsetid("", self.opset)]
+        return load(helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
+
+
+POSITIVE = node("Exp", "z", "e")
+CASES = [
+    Case("quotient", [POSITIVE, node("Div", "x e")], second=(2, 3)),
+    Case("quotient broadcast", [POSITIVE, node("Div", "x e")], second=(2, 1)),
+    Case(
+        "constant over variable", [POSITIVE, node("Div", "c e")], second=(3,), constants={"c": normal(2, 3)}
+    ),
+    Case("gated", [node("Exp", "x", "e"), node("Mul", "z e")], second=(2, 3)),
+    Case("gated twice", [node("Exp", "x", "e"), node("Relu", "z", "r"), node("Mul", "e r")], second=(2, 3)),
+    Case("square", [node("Mul", "x x")]),
+]
+CASES = [pytest.param(case, id=case.name) for case in CASES]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_onnxruntime(case: Case) -> None:
+    model = case.model()
+    random = np.random.default_rng(1)
+    inputs = [random.standard_normal((3, *s)).astype(np.float32) for s in model.input_shapes]
+    for graph in (model.graph, write_out(model.graph), join_gates(write_out(model.graph))):
+        ours = graph.evaluate([torch.from_numpy(x).double() for x in inputs])
+        for a, b in zip(ours, run(model, inputs), strict=True):
+            np.testing.assert_allclose(a.numpy(), b, rtol=2e-5, atol=2e-5)
+    check(model)
+
+
+def bounds_hold(model: OnnxModel, dtype: torch.dtype, method: BoundMethod, width: float) -> float:
+    """Bounds of a few boxes hold at their corners and random points; returns the mean width of the outputs."""
+    graph = fold(join_gates(write_out(model.graph)))
+    generator = torch.Generator().manual_seed(2)
+    sets, low, high = [], [], []
+    for shape in model.input_shapes:
+        center = torch.randn(4, *shape, generator=generator).to(dtype)
+        radius = width * torch.rand(4, *shape, generator=generator).to(dtype)
+        low.append((center - radius).double())
+        high.append((center + radius).double())
+        sets.append(Box((center - radius), (center + radius)))
+    found = compute_bounds(graph.to(dtype), sets, method).outputs[0]
+    assert not any(end.isnan().any() for end in found)
+    for k in range(40):
+        shares = [torch.rand(t.shape, generator=generator, dtype=torch.float64) for t in low]
+        shares = [t.round() if k % 2 else t for t in shares]
+        point = [a + s * (b - a) for a, b, s in zip(low, high, shares, strict=True)]
+        (y,) = model.graph.evaluate(point)
+        slack = 1e-12 * (1 + y.abs())
+        assert (y >= found.lower.double() - slack).all() and (y <= found.upper.double() + slack).all()
+    return float((found.upper - found.lower).mean())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bounds_hold_and_shrink_with_the_box(case: Case) -> None:
+    model = case.model()
+    wide = {}
+    for method in ("interval", "crown", "alpha-crown"):
+        wide[method] = bounds_hold(model, torch.float64, method, 0.3)
+        bounds_hold(model, torch.float32, method, 0.3)
+    assert np.isfinite(wide["crown"]) and wide["alpha-crown"] <= wide["crown"] * (1 + 1e-9)
+    small = bounds_hold(model, torch.float64, "crown", 0.003)
+    assert small < 0.05 * wide["crown"] + 1e-9

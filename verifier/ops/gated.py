@@ -1,0 +1,328 @@
+"""The gated product g(x) y and the product g(x) h(y), each relaxed as one function of x and y.
+
+For a slope m in x, g(x) y - m x is linear in y: what lies above it at both ends of y's interval lies above it
+everywhere. At an end s it is at most the largest s g(x) - m x, which the support function of g gives. So the best
+plane with the slope m in x is known: it is the chord, over y, of these two numbers. No plane made of lines of g
+and planes of a product is lower with the same slope.
+
+For g(x) h(y) and slopes (m, n), the largest z h(y) - n y over y is a convex function of z, below its chord on every
+cell of z's range; and above the chord, a line in z = g(x), the support function of g is asked again. With one cell
+this is never looser than lines of g and of h and planes of a product together; a cell of half the width is off by a
+quarter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Univariate, Value
+from verifier.graph.op import Shape
+from verifier.ops.product import Product, mix, multiply
+
+CELLS = 6
+"""Into how many parts x's interval is cut for g(x) h(y)."""
+_STEEP = 2.0**40
+"""The support function of a gate is asked for slopes up to this, per unit of x; beyond, intervals do as well."""
+
+
+class Planes(NamedTuple):
+    """Slopes in x and y and an intercept, and where there is no plane."""
+
+    x: Tensor
+    y: Tensor
+    intercept: Tensor
+    wild: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Gated(Elementwise):
+    """gate(x) * y, or gate(x) * other(y); neither function jumps.
+
+    Free are the slopes in x, and with `other` those in y too. Where values go beyond the floating range, or the gate's
+    are not bounded, there are no planes.
+    """
+
+    gate: Univariate
+    other: Univariate | None = None
+
+    def tensors(self) -> Iterator[Tensor]:
+        yield from self.gate.tensors()
+        if self.other is not None:
+            yield from self.other.tensors()
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Gated:
+        other = None if self.other is None else self.other.to(dtype, device)
+        return dataclasses.replace(self, gate=self.gate.to(dtype, device), other=other)
+
+    def restrict(self, index: Tensor, shape: Shape) -> Gated:
+        parts = [None if f is None else f.restrict(index, shape) for f in (self.gate, self.other)]
+        return Gated(*parts)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return self.gate.forward(xs[0]) * (xs[1] if self.other is None else self.other.forward(xs[1]))
+
+    def _factors(self, x: Interval, y: Interval) -> tuple[Interval, Interval]:
+        return self.gate.interval(x), y if self.other is None else self.other.interval(y)
+
+    def interval(self, *xs: Interval) -> Interval:
+        return Product().interval(*self._factors(xs[0], xs[1]))
+
+    def parameters(self, *xs: Interval) -> dict[str, Parameter]:
+        """Of the slopes that the gate's starting lines and a product's planes would give, those whose plane is best at
+        the middle of the box, which for planes says as much as the volume does."""
+        box = _Box.of(self, *xs)
+        found = {}
+        for sign, side in ((-1.0, "lower"), (1.0, "upper")):
+            for name, p in _start(box, sign).items():
+                value, low, high = (p.value, p.lower, p.upper) if sign > 0 else (-p.value, -p.upper, -p.lower)
+                found[f"{side}_{name}"] = Parameter(value, low, high)
+        return found
+
+    def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
+        box = _Box.of(self, *[x.map(_Calm.apply) for x in xs])
+        planes = []
+        for sign, side in ((-1.0, "lower"), (1.0, "upper")):
+            free = [sign * _Calm.apply(parameters[f"{side}_{name}"]) for name in ("x", "y")[: box.free]]
+            planes.append(_above(box, sign, free))
+        low, high = planes
+        return Relaxation(
+            (-low.x, -low.y),
+            (-low.intercept).masked_fill(low.wild, -torch.inf),
+            (high.x, high.y),
+            high.intercept.masked_fill(high.wild, torch.inf),
+        )
+
+    def refinable(self, index: int, *xs: Interval) -> Tensor:
+        """With a constant gate, or a factor of zero, the planes are exact."""
+        factors = self._factors(xs[0], xs[1])
+        own = (xs[index].upper > xs[index].lower) & (factors[1 - index].magnitude > 0)
+        moving = factors[0].upper > factors[0].lower
+        if index == 0 or self.other is not None:
+            return own & (factors[index].upper > factors[index].lower)
+        return own & moving
+
+    def branching_point(self, index: int, *xs: Interval) -> Tensor:
+        part = (self.gate, self.other)[index]
+        return xs[index].center if part is None else part.branching_point(0, xs[index])
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        x, y = inputs
+        first = builder.add(self.gate, x)
+        second = y if self.other is None else builder.add(self.other, y)
+        to_first, to_second = multiply(builder, cotangent, second), multiply(builder, cotangent, first)
+        left = self.gate.vjp(builder, [x], first, to_first)[0]
+        return [left, to_second if self.other is None else self.other.vjp(builder, [y], second, to_second)[0]]
+
+
+class _Calm(torch.autograd.Function):
+    """The identity; no gradient where it is not finite, as next to what overflows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+class _Lines(NamedTuple):
+    """Slopes of a function's starting lines, and the range of its slopes."""
+
+    below: Tensor
+    above: Tensor
+    least: Tensor
+    most: Tensor
+
+    @classmethod
+    def of(cls, function: Univariate, x: Interval) -> _Lines:
+        own = function.parameters(x)
+        lines = function.relax({name: p.value for name, p in own.items()}, x)
+        info = torch.finfo(x.lower.dtype)
+        below, above, *ends = (
+            torch.nan_to_num(t, nan=0.0).clamp(-(info.max**0.5), info.max**0.5)
+            for t in (
+                lines.lower_slopes[0],
+                lines.upper_slopes[0],
+                *[p.lower for p in own.values()],
+                *[p.upper for p in own.values()],
+            )
+        )
+        every = torch.stack(torch.broadcast_tensors(below, above, *ends))
+        return cls(below, above, every.amin(0), every.amax(0))
+
+    def times(self, sign: float) -> _Lines:
+        """Those of the function or of its negative."""
+        return self if sign > 0 else _Lines(-self.above, -self.below, -self.most, -self.least)
+
+
+@dataclass(frozen=True, eq=False)
+class _Box:
+    """Both arguments, the ranges of both factors, and where these are too large to multiply (`wild`; they are zero
+    there)."""
+
+    op: Gated
+    x: Interval
+    y: Interval
+    z: Interval
+    v: Interval
+    wild: Tensor
+
+    @classmethod
+    def of(cls, op: Gated, x: Interval, y: Interval) -> _Box:
+        z, v = op._factors(x, y)
+        wild = (8 * (z.magnitude + 1) * (v.magnitude + 1)).detach().isfinite().logical_not()
+        if op.other is None:
+            wild = wild | (8 * y.magnitude).detach().isfinite().logical_not()
+
+        def tame(t: Interval) -> Interval:
+            return t.map(lambda end: torch.where(wild, torch.zeros_like(end), end))
+
+        z, v = tame(z), tame(v)
+        return cls(op, x, v if op.other is None else y, z, v, wild)
+
+    def lifted(self) -> _Box:
+        """With one more dimension in front, for several choices of slopes."""
+
+        def lift(t: Interval) -> Interval:
+            return t.map(lambda end: end.unsqueeze(0))
+
+        return _Box(self.op, lift(self.x), lift(self.y), lift(self.z), lift(self.v), self.wild.unsqueeze(0))
+
+    @property
+    def free(self) -> int:
+        """How many slopes are free."""
+        return 1 if self.op.other is None else 2
+
+
+def _above(box: _Box, sign: float, slopes: Sequence[Tensor], cells: int = CELLS) -> Planes:
+    """A plane above sign * g(x) * (y or h(y)) with the given slopes in x (and in y where there is an h)."""
+    if box.op.other is None:
+        ends = [_support(box.op.gate, sign * end, slopes[0], box.x, box.z) for end in box.y]
+        within = box.z if sign > 0 else Interval(-box.z.upper, -box.z.lower)
+        steep, constant = _chord(ends[0][0], ends[1][0], box.y, within)
+        return Planes(slopes[0], steep, constant, box.wild | ends[0][1] | ends[1][1])
+    slope, other_slope = slopes
+    x = _cells(box.op.gate, box.x, cells)
+    y, v = (t.map(lambda end: end.unsqueeze(0)) for t in (box.y, box.v))
+    z = box.op.gate.interval(x)
+    z = Interval(torch.maximum(z.lower, box.z.lower), torch.minimum(z.upper, box.z.upper))
+    z = z.map(lambda end: torch.where(box.wild, torch.zeros_like(end), end))
+    ends = [_support(box.op.other, sign * end, other_slope, y, v) for end in z]
+    within = v if sign > 0 else Interval(-v.upper, -v.lower)
+    factor, constant = _chord(ends[0][0], ends[1][0], z, within)
+    peak, wild = _support(box.op.gate, factor, slope, x, z)
+    size = (peak.abs() + constant.abs()).detach()
+    total = peak + constant + 2 * torch.finfo(size.dtype).eps * size
+    return Planes(slope, other_slope, total.amax(0), box.wild | (wild | ends[0][1] | ends[1][1]).any(0))
+
+
+def _support(
+    function: Univariate, factor: Tensor, slope: Tensor, x: Interval, z: Interval
+) -> tuple[Tensor, Tensor]:
+    """At least the largest factor * f(x) - slope * x over an interval, f(x) lying in z; and where that is not finite,
+    where 0 stands for it.
+
+    That is factor times the support of f for slope / factor, unless the factor is nearly zero.
+    """
+    info = torch.finfo(slope.dtype)
+    reach, size = (t.magnitude.detach().clamp(max=info.max / 4) for t in (x, z))
+    small = factor.detach().abs() <= slope.detach().abs() * ((reach + 1) / _STEEP) + info.tiny * _STEEP
+    divisor = torch.where(small, torch.ones_like(factor), factor)
+    ratio = slope / divisor
+    positive = divisor.detach() > 0
+    if bool(positive.all()):
+        peak = function.support_max(ratio, x)
+    else:
+        peak = torch.where(positive, function.support_max(ratio, x), function.support_min(ratio, x))
+    wild = peak.detach().isfinite().logical_not() & ~small
+    scaled = divisor * torch.where(peak.isfinite(), peak, torch.zeros_like(peak))
+    units = (function.relaxation_error + 6) * info.eps
+    lift = units * ((slope * reach).abs() + scaled.abs()) + 4 * info.tiny * (1 + divisor.abs() * (1 + reach))
+    most = [-slope * end.clamp(-info.max / 4, info.max / 4) for end in x]
+    flat = torch.maximum(*most) + factor.abs() * size
+    spare = 4 * info.eps * ((slope * reach).abs() + factor.abs() * size) + info.tiny
+    value = torch.where(small, flat + spare.detach(), scaled + lift.detach())
+    wild = wild | value.detach().isfinite().logical_not() | (small & x.magnitude.isinf() & (slope != 0))
+    return torch.where(wild, torch.zeros_like(value), value), wild
+
+
+def _chord(first: Tensor, last: Tensor, at: Interval, within: Interval) -> tuple[Tensor, Tensor]:
+    """Slope (in `within`, where the true one lies) and intercept of a line that is at least `first` and `last` at the
+    ends of `at`."""
+    info = torch.finfo(first.dtype)
+    width = at.upper - at.lower
+    flat = width.detach() <= 64 * info.eps * at.magnitude.detach() + 64 * info.tiny
+    slope = (last - first) / torch.where(flat, torch.ones_like(width), width)
+    slope = torch.where(flat, _middle(within), slope)
+    slope = torch.minimum(torch.maximum(slope, within.lower), within.upper)
+    reach = slope.abs() * at.magnitude
+    error = 4 * info.eps * (first.abs() + last.abs() + 2 * reach) + 4 * info.tiny
+    return slope, torch.maximum(first - slope * at.lower, last - slope * at.upper) + error.detach()
+
+
+def _cells(gate: Univariate, x: Interval, count: int) -> Interval:
+    """The interval cut into `count` parts, [count, ...]."""
+    if count == 1:
+        return x.map(lambda end: end.unsqueeze(0))
+    parts = torch.arange(1, count, dtype=x.lower.dtype, device=x.lower.device) / count
+    parts = parts.view(-1, *[1] * x.lower.dim())
+    inner = mix(parts, x.lower.unsqueeze(0), x.upper.unsqueeze(0))
+    inner = torch.minimum(torch.maximum(inner, x.lower), x.upper)  # infinite ends give NaN, which is no knot
+    inner = torch.where(inner.isnan(), x.lower.unsqueeze(0), inner)
+    return Interval(torch.cat([x.lower.unsqueeze(0), inner]), torch.cat([inner, x.upper.unsqueeze(0)]))
+
+
+def _start(box: _Box, sign: float) -> dict[str, Parameter]:
+    """Ranges of the slopes of planes above sign * g(x) h(y), and the best of a few."""
+    op, info = box.op, torch.finfo(box.x.lower.dtype)
+    first = _Lines.of(op.gate, box.x).times(sign)
+    within = box.z if sign > 0 else Interval(-box.z.upper, -box.z.lower)
+    factors = [box.v.upper, _middle(box.v), box.v.lower]
+    slopes = [[k * torch.where(k >= 0, first.above, first.below) for k in factors]]
+    ranges = [_corners(box.v, first)]
+    if op.other is not None:
+        second = _Lines.of(op.other, box.y)
+        factors = [within.lower, _middle(within), within.upper]
+        slopes.append([k * torch.where(k >= 0, second.above, second.below) for k in factors])
+        ranges.append(_corners(within, second))
+    tried = []
+    for own, (low, high), x in zip(slopes, ranges, (box.x, box.y), strict=False):
+        none = box.wild | x.lower.isinf() | x.upper.isinf()
+        every = torch.stack(torch.broadcast_tensors(*own, own[0] / 2 + own[2] / 2, low, high))
+        every = torch.nan_to_num(every, nan=0.0).clamp(-(info.max**0.5), info.max**0.5)
+        every = every.masked_fill(none, 0.0)
+        low, high = torch.minimum(every[4], every[5]), torch.maximum(every[4], every[5])
+        tried.append((torch.minimum(torch.maximum(every[:4], low), high), low, high))
+    with torch.no_grad():
+        planes = _above(box.lifted(), sign, [t[0] for t in tried], cells=1)
+        middles = [_middle(x) for x in (box.x, box.y)]
+        height = planes.intercept
+        for slope, middle in zip((planes.x, planes.y), middles, strict=True):
+            height = height + slope * torch.nan_to_num(middle, nan=0.0, posinf=0.0, neginf=0.0)
+        best = height.masked_fill(planes.wild, torch.inf).argmin(0, keepdim=True)
+    names = ("x", "y")[: len(tried)]
+    return {
+        n: Parameter(every.gather(0, best.expand_as(every[:1])).squeeze(0), low, high)
+        for n, (every, low, high) in zip(names, tried, strict=True)
+    }
+
+
+def _corners(factor: Interval, lines: _Lines) -> tuple[Tensor, Tensor]:
+    """Between which numbers the products of a factor and a slope lie."""
+    corners = torch.stack(
+        torch.broadcast_tensors(*[k * s for k in factor for s in (lines.least, lines.most)])
+    )
+    return corners.amin(0), corners.amax(0)
+
+
+def _middle(x: Interval) -> Tensor:
+    return x.lower / 2 + x.upper / 2

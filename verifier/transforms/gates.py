@@ -1,0 +1,77 @@
+"""Products of which a factor is a function of one value, as one node with a relaxation of its own (`ops/gated.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from verifier.graph import Builder, Graph, Univariate, Value
+from verifier.graph.builder import rewritten
+from verifier.graph.op import Op
+from verifier.ops.gated import Gated
+from verifier.ops.movement import Permute, Reshape, Take
+from verifier.ops.piecewise_linear import PiecewiseLinear
+from verifier.ops.product import Product
+
+
+def join_gates(graph: Graph) -> Graph:
+    """An equal graph in which products g(x) * y and g(x) * h(y) are one node each, also where g's values are moved or
+    copied in between; `graph` itself where there are none.
+
+    The function's own node stays where something else reads it: a joint plane is never looser, whoever else reads the
+    function, and its range is known from x's in any case. Functions that jump stay apart, because splitting them at
+    their jumps makes them constant.
+    """
+    found = {i: pair for i in range(len(graph.nodes)) if (pair := _factors(graph, i)) is not None}
+    if not found:
+        return graph
+
+    # Values of the old graph's nodes in the new one, which the arguments of a product alone do not give.
+    known: dict[int, Value] = {}
+
+    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
+        for j, value in zip(graph.nodes[i].inputs, arguments, strict=True):
+            known[j] = value
+        if i not in found:
+            return None
+        gate, other = found[i]
+        name = graph.nodes[i].name
+        first, second = (_moved(builder, known[part.source], part.moves) for part in (gate, other))
+        return builder.add(Gated(gate.function, other.function), first, second, name=name)  # pyright: ignore[reportArgumentType]
+
+    return rewritten(graph, replacement)
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """function(the value of node `source`), then moved; the function may be missing."""
+
+    function: Univariate | None
+    source: int
+    moves: tuple[Op, ...] = ()
+
+
+def _factors(graph: Graph, i: int) -> tuple[_Factor, _Factor] | None:
+    """What a product multiplies, a function first; None where neither factor is one."""
+    if not isinstance(graph.nodes[i].op, Product):
+        return None
+    parts = sorted((_factor(graph, j) for j in graph.nodes[i].inputs), key=lambda part: part.function is None)
+    return None if parts[0].function is None else (parts[0], parts[1])
+
+
+def _factor(graph: Graph, position: int) -> _Factor:
+    moves: list[Op] = []
+    at = position
+    while isinstance(op := graph.nodes[at].op, Take | Reshape | Permute):
+        moves.append(op)
+        at = graph.nodes[at].inputs[0]
+    alike = isinstance(op, PiecewiseLinear) or all(t.numel() == 1 for t in op.tensors())
+    if isinstance(op, Univariate) and not op.jumps and not op.no_derivative and (alike or not moves):
+        return _Factor(op, graph.nodes[at].inputs[0], tuple(reversed(moves)))
+    return _Factor(None, position)
+
+
+def _moved(builder: Builder, x: Value, moves: Sequence[Op]) -> Value:
+    for op in moves:
+        x = builder.add(op, x)
+    return x
