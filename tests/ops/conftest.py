@@ -100,8 +100,8 @@ def excess(op: Elementwise, xs: Sequence[Interval], at: Sequence[Tensor], lines:
         slack = op.relaxation_error * eps * size + 4 * torch.finfo(torch.float64).eps * truth.abs() + 8 * tiny
         off = torch.where(value == truth, 0.0, value - truth)  # both may be infinite
         violation = torch.nan_to_num(sign * off - slack, nan=torch.inf)
-        worst = torch.maximum(worst, violation.amax(0).clamp(min=0))
         violation = violation.masked_fill(truth.isnan(), 0.0)  # float64 overflows: what is true is not known
+        worst = torch.maximum(worst, violation.amax(0).clamp(min=0))
     return worst
 
 

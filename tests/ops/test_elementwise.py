@@ -17,10 +17,10 @@ import verifier.ops  # noqa: F401 - registers all operators
 from verifier.graph import Builder, Elementwise, Interval, Relaxation
 from verifier.ops.alternatives import Alternatives, alternatives
 from verifier.ops.exponential import Exp
-from verifier.ops.maximum import Maximum
-from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
 from verifier.ops.gated import Gated
 from verifier.ops.integers import Truncate
+from verifier.ops.maximum import Maximum
+from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
 from verifier.ops.product import Product, Square, multiply
 from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.sign import Sign
@@ -67,8 +67,6 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
     Reciprocal: [("reciprocal", lambda n: Reciprocal(), {})],
     Product: [("product", lambda n: Product(), {"arguments": 2})],
     Square: [("square", lambda n: Square(), {})],
-    Maximum: [
-        ("maximum of 2", lambda n: Maximum(2), {"arguments": 2}),
     Gated: [
         ("relu", lambda n: Gated(Relu()), {"arguments": 2}),
         ("exp", lambda n: Gated(Exp()), {"arguments": 2}),
@@ -79,6 +77,8 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
     ],
     Equals: [("equal", lambda n: Equals(), {"arguments": 2, "flat": ("lower",)})],
     Truncate: [("truncate", lambda n: Truncate(), {"kinks": (-2.0, -1.0, 1.0, 3.0)})],
+    Maximum: [
+        ("maximum of 2", lambda n: Maximum(2), {"arguments": 2}),
         ("maximum of 4", lambda n: Maximum(4), {"arguments": 4}),
     ],
     Step: [
