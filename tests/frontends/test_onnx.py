@@ -195,7 +195,7 @@ def test_all_unsupported_nodes_at_once() -> None:
         helper.make_node("Pow", ["b", "b"], ["c"], name="power"),
         helper.make_node("Frobnicate", ["c"], ["d"], name="odd", domain="com.example"),
         helper.make_node("Relu", ["d"], ["e"], name="unseen"),
-        helper.make_node("Cast", ["x"], ["f"], name="cast", to=TensorProto.INT64),
+        helper.make_node("Cast", ["x"], ["f"], name="cast", to=TensorProto.UINT8),
         helper.make_node("Conv", ["x4", "x4"], ["g"]),
         helper.make_node("Identity", ["e"], ["y"]),
     ]
@@ -214,7 +214,7 @@ def test_all_unsupported_nodes_at_once() -> None:
         "  first: Det (opset 17): the operator is not known",
         "  power: Pow (opset 17): input 1 (exponent) must be a constant, but depends on the network's input",
         "  odd: com.example.Frobnicate (opset 0): operators of the domain com.example are not known",
-        "  cast: Cast (opset 17): a cast to INT64 of a value that depends on the network's input",
+        "  cast: Cast (opset 17): a cast to UINT8 of a value that depends on the network's input",
         "  Conv_6: Conv (opset 17): input 1 (weight) must be a constant, but depends on the network's input",
     ]
 

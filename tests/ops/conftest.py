@@ -20,12 +20,13 @@ POINTS = 14
 @dataclass(frozen=True)
 class Entry:
     """One form of an operator: `make(n)` returns it for arguments of shape [n]. `equal`: all arguments have
-    one value. `kinks`: points to sample besides the random ones."""
+    one value. `kinks`: points to sample besides the random ones. `flat`: sides on which all lines are constant."""
 
     make: Callable[[int], Elementwise]
     arguments: int = 1
     equal: bool = False
     kinks: tuple[float, ...] = (0.0,)
+    flat: tuple[str, ...] = ()
 
 
 def boxes(dtype: torch.dtype, kinks: Sequence[float], generator: torch.Generator) -> Interval:

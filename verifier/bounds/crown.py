@@ -197,7 +197,7 @@ def _likely_end(graph: Graph, position: int, middle: Tensor) -> Tensor:
     if origin is None:
         return side
     node = graph.nodes[origin.node]
-    own = side.flatten(1) * origin.sign
+    own = side.reshape(len(side), -1) * origin.sign
     ends = own.new_ones(own.shape[0], node.numel).scatter_(1, origin.index.expand_as(own), own)
     return torch.where(ends == 0, 1, ends).view(-1, *node.shape)
 
@@ -219,7 +219,7 @@ def _nearer_end(
     """
     current = bounds[position].expand(sets[0].batch)
     index = selection.index.expand(current.lower.shape[0], -1)
-    signs = side.expand_as(current.lower).flatten(1).gather(1, index)
+    signs = side.expand_as(current.lower).reshape(len(index), -1).gather(1, index)
     low = signed_bounds(
         graph, sets, position, Rows(index, signs, selection.shape), bounds, relaxations, effort
     )
@@ -292,7 +292,7 @@ def signed_bounds(
 def gather(full: Interval, selection: Selection) -> Interval:
     """The selected neurons' part [B, K] of a node's interval [B, *shape]."""
     index = selection.index.expand(full.lower.shape[0], -1)
-    return full.map(lambda t: t.flatten(1).gather(1, index))
+    return full.map(lambda t: t.reshape(len(t), -1).gather(1, index))
 
 
 def scatter(full: Interval, selection: Selection, part: Interval) -> Interval:
@@ -300,8 +300,8 @@ def scatter(full: Interval, selection: Selection, part: Interval) -> Interval:
     index = selection.index.expand(part.lower.shape[0], -1)
     shape = full.lower.shape
     return Interval(
-        full.lower.flatten(1).scatter(1, index, part.lower).view(shape),
-        full.upper.flatten(1).scatter(1, index, part.upper).view(shape),
+        full.lower.reshape(len(index), -1).scatter(1, index, part.lower).view(shape),
+        full.upper.reshape(len(index), -1).scatter(1, index, part.upper).view(shape),
     )
 
 

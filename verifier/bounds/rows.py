@@ -30,7 +30,7 @@ class Selection(NamedTuple):
 
 def select(mask: Tensor, shape: Shape) -> Selection | None:
     """The neurons marked in `mask` [B, *shape] (those of any instance count for the width K), or None."""
-    flat = mask.flatten(1)
+    flat = mask.reshape(len(mask), -1)
     if flat.shape[0] == 1:
         index = flat.nonzero()[:, 1].unsqueeze(0)
         return Selection(index, shape) if index.shape[1] else None
@@ -71,7 +71,7 @@ def wanted(graph: Graph, position: int, bounds: dict[int, Interval]) -> tuple[in
     if mask is None or origin is None:
         return None if mask is None else (position, mask)
     node = graph.nodes[origin.node]
-    marked = (mask.flatten(1) & (origin.sign != 0)).float()
+    marked = (mask.reshape(len(mask), -1) & (origin.sign != 0)).float()
     marks = marked.new_zeros(marked.shape[0], node.numel).index_add_(1, origin.index, marked) > 0
     return origin.node, marks.view(-1, *node.shape)
 

@@ -39,11 +39,11 @@ class Coefficients(ABC):
 
         The latter are for error bounds, of which a part of a thousand is enough: up to 2^14 terms they are one sum.
         """
-        dense = self.dense().flatten(2)
+        dense = rows(self.dense(), 2)
         if absolute:
             size = dense.abs()
-            return plain_dot(size, x.flatten(1)) if size.shape[2] <= 1 << 14 else dot(size, x.flatten(1))
-        return dot(dense, x.flatten(1))
+            return plain_dot(size, rows(x)) if size.shape[2] <= 1 << 14 else dot(size, rows(x))
+        return dot(dense, rows(x))
 
     def add(self, other: Coefficients) -> Coefficients:
         """The sum of two coefficient objects on the same node."""
@@ -96,7 +96,7 @@ class Rows(Coefficients):
         return Rows(index, self.scale * picked, self.shape)
 
     def contract(self, x: Tensor, absolute: bool = False) -> Tensor:
-        flat = x.flatten(1)
+        flat = rows(x)
         batch = max(flat.shape[0], self.index.shape[0])
         picked = flat.expand(batch, -1).gather(1, self.index.expand(batch, -1))
         return (self.scale.abs() if absolute else self.scale) * picked
@@ -125,12 +125,17 @@ class Diagonal(Coefficients):
         return Diagonal(self.values * factor)
 
     def contract(self, x: Tensor, absolute: bool = False) -> Tensor:
-        return ((self.values.abs() if absolute else self.values) * x).flatten(1)
+        return rows((self.values.abs() if absolute else self.values) * x)
 
 
 def identity(shape: tuple[int, ...], like: Tensor) -> Diagonal:
     """One row per element of a node of `shape`, in the dtype and on the device of `like`."""
     return Diagonal(torch.ones((1, *shape), dtype=like.dtype, device=like.device))
+
+
+def rows(x: Tensor, leading: int = 1) -> Tensor:
+    """x with all but the first dimensions as one, of one element where there are none (`flatten` refuses that)."""
+    return x.reshape(*x.shape[:leading], -1)
 
 
 @cache
@@ -180,4 +185,4 @@ def columns(x: Tensor) -> Tensor:
 
 def contract(coefficients: Tensor, x: Tensor) -> Tensor:
     """Sum over the node's elements of [B or 1, R, *shape] times [B or 1, *shape]: [B, R]."""
-    return dot(coefficients.flatten(2), x.flatten(1))
+    return dot(rows(coefficients, 2), rows(x))

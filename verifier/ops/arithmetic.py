@@ -108,12 +108,16 @@ def scale_shift(
 ) -> Value:
     """scale * x + shift with numpy's broadcasting in both directions; scale and shift are constants, and the shift may
     be off by `doubt`."""
-    tensors = [
-        torch.as_tensor(t, dtype=torch.float64) if isinstance(t, (int, float)) else t
-        for t in (scale, shift, doubt)
-    ]
+    tensors = [t if t is None else _number(t) for t in (scale, shift, doubt)]
     shape = joint_shape(builder.shape(x), *[t.shape for t in tensors if t is not None])
     return builder.add(ScaleShift(*tensors), broadcast(builder, x, shape))
+
+
+def _number(x: Tensor | float) -> Tensor:
+    """Integers become floats: values of the graph are real numbers whatever their type in the model."""
+    if isinstance(x, Tensor) and x.is_floating_point():
+        return x
+    return torch.as_tensor(x, dtype=torch.float64)
 
 
 def add(builder: Builder, a: Value, b: Value) -> Value:
@@ -146,6 +150,8 @@ def divide(builder: Builder, a: Value, b: Value) -> Value:
         raise Unsupported("division by a value that depends on the network's input")
     if bool((constant == 0).any()):
         raise Unsupported("division by a constant that is zero")
+    if not constant.is_floating_point():
+        raise Unsupported("division of integers that depend on the network's input")
     return scale_shift(builder, a, scale=1.0 / constant)
 
 

@@ -10,10 +10,14 @@ import torch
 
 from verifier.graph import Builder, Value
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.ops.comparison import truth
+from verifier.ops.integers import integral, truncated
 from verifier.ops.movement import permute, reshape
 
 FLOAT, DOUBLE = 1, 11
 """TensorProto element types that values of the network may have."""
+INTEGERS, BOOL = (3, 5, 6, 7), 9
+"""Signed integer types, and that of truth values. A cast of what does not fit into the type is not defined."""
 
 
 def squeeze(builder: Builder, x: Value, axes: Sequence[int] | None = None) -> Value:
@@ -60,20 +64,28 @@ def _dropout(builder: Builder, node: OnnxNode) -> Value:
     return node.required(0)
 
 
-@onnx_op("Cast", note="between float and double only, except on constants")
+@onnx_op("Cast", note="to float, double, bool and signed integers, except on constants")
 def _cast(builder: Builder, node: OnnxNode) -> Value:
     to = node.attributes.get("to")
+    if to in INTEGERS:
+        return truncated(builder, node.required(0))
+    if to == BOOL:
+        return truth(builder, node.required(0))
     if to not in (FLOAT, DOUBLE):
         raise Unsupported(f"a cast to {_type_name(to)} of a value that depends on the network's input")
     return node.required(0)
 
 
-@onnx_op("CastLike", note="between float and double only, except on constants")
+@onnx_op("CastLike", note="like a constant, except on constants")
 def _cast_like(builder: Builder, node: OnnxNode) -> Value:
     like = builder.tensor(node.required(1))
-    if like is not None and not like.is_floating_point():
-        raise Unsupported("a cast to an integer type of a value that depends on the network's input")
-    return node.required(0)
+    if like is None:
+        if integral(builder, node.required(1)):
+            raise Unsupported("a cast to the type of a value that depends on the network's input")
+        return node.required(0)
+    if like.dtype == torch.bool:
+        return truth(builder, node.required(0))
+    return node.required(0) if like.is_floating_point() else truncated(builder, node.required(0))
 
 
 def _type_name(number: int | None) -> str:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from verifier.graph import Builder, Composite, Graph, Value
 from verifier.graph.builder import rewritten
+from verifier.transforms.scalars import scalars_as_vectors
 from verifier.transforms.unroll import unroll
 
 
 def write_out(graph: Graph) -> Graph:
-    """An equal graph of affine and elementwise nodes alone; `graph` itself where it is one. The last node of what
-    replaces a composite operator has its name."""
+    """An equal graph of affine and elementwise nodes alone, hardly any of them without dimensions; `graph` itself where
+    it is one. The last node of what replaces a composite operator has its name."""
     graph = unroll(graph)
     if not any(isinstance(node.op, Composite) for node in graph.nodes):
-        return graph
+        return scalars_as_vectors(graph)
 
     def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
         node = graph.nodes[i]
@@ -20,4 +21,4 @@ def write_out(graph: Graph) -> Graph:
             return None
         return builder.rename(node.op.write_out(builder, *arguments), node.name)
 
-    return rewritten(graph, replacement)
+    return scalars_as_vectors(rewritten(graph, replacement))
