@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 import verifier.ops  # noqa: F401 - registers all operators
+from tests.ops.curve_entries import CURVES
 from verifier.graph import Builder, Elementwise, Interval, Relaxation
 from verifier.ops.alternatives import Alternatives, alternatives
 from verifier.ops.comparison import Equals
 from verifier.ops.exponential import Exp
 from verifier.ops.gated import Gated
-from verifier.ops.integers import Truncate
 from verifier.ops.integers import Truncate
 from verifier.ops.maximum import Maximum
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
@@ -79,8 +79,6 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
     ],
     Equals: [("equal", lambda n: Equals(), {"arguments": 2, "flat": ("lower",)})],
     Truncate: [("truncate", lambda n: Truncate(), {"kinks": (-2.0, -1.0, 1.0, 3.0)})],
-    Equals: [("equal", lambda n: Equals(), {"arguments": 2, "flat": ("lower",)})],
-    Truncate: [("truncate", lambda n: Truncate(), {"kinks": (-2.0, -1.0, 1.0, 3.0)})],
     Maximum: [
         ("maximum of 2", lambda n: Maximum(2), {"arguments": 2}),
         ("maximum of 4", lambda n: Maximum(4), {"arguments": 4}),
@@ -121,7 +119,7 @@ def test_every_operator_has_an_entry() -> None:
         for c in _subclasses(Elementwise)
         if c.__module__.startswith("verifier.ops") and not inspect.isabstract(c)
     }
-    missing = sorted(c.__name__ for c in own - set(ENTRIES))
+    missing = sorted(c.__name__ for c in own - set(ENTRIES) - set(CURVES))
     assert not missing, f"enter these operators in ENTRIES of this file: {missing}"
 
 
