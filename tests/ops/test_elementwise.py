@@ -25,6 +25,7 @@ from verifier.ops.maximum import Maximum
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
 from verifier.ops.product import Product, Square, multiply
 from verifier.ops.reciprocal import Reciprocal
+from verifier.ops.sigmoid import Sigmoid, Tanh
 from verifier.ops.sign import Sign
 from verifier.ops.step import Step
 
@@ -76,6 +77,8 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
         ("per element", lambda n: Gated(PRelu(_slopes(n))), {"arguments": 2}),
         ("exp and relu", lambda n: Gated(Exp(), Relu()), {"arguments": 2}),
         ("quotient and square", lambda n: Gated(Reciprocal(), Square()), {"arguments": 2}),
+        ("sigmoid", lambda n: Gated(Sigmoid()), {"arguments": 2}),
+        ("sigmoid and tanh", lambda n: Gated(Sigmoid(), Tanh()), {"arguments": 2}),
     ],
     Equals: [("equal", lambda n: Equals(), {"arguments": 2, "flat": ("lower",)})],
     Truncate: [("truncate", lambda n: Truncate(), {"kinks": (-2.0, -1.0, 1.0, 3.0)})],

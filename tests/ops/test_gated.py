@@ -12,6 +12,7 @@ from verifier.ops.gated import Gated
 from verifier.ops.piecewise_linear import Relu
 from verifier.ops.product import Product, Square
 from verifier.ops.reciprocal import Reciprocal
+from verifier.ops.sigmoid import Sigmoid, Tanh
 
 CASES = 3000
 Line = tuple[Tensor, Tensor]  # slope, intercept
@@ -64,6 +65,9 @@ FORMS = [
     pytest.param(Gated(Relu()), (-1, 1, 2.0), id="relu"),
     pytest.param(Gated(Reciprocal()), (3, 5, 2.5), id="quotient"),
     pytest.param(Gated(Square()), (-1, 1, 2.0), id="square"),
+    pytest.param(Gated(Sigmoid()), (-2, 2, 3.0), id="sigmoid"),
+    pytest.param(Gated(Tanh()), (-2, 2, 3.0), id="tanh"),
+    pytest.param(Gated(Sigmoid(), Tanh()), (-2, 2, 3.0), id="sigmoid-tanh"),
     pytest.param(Gated(Exp(), Square()), (-1, 1, 1.5), id="exp-square"),
     pytest.param(Gated(Relu(), Exp()), (-1, 1, 1.5), id="relu-exp"),
 ]
@@ -92,7 +96,7 @@ def test_never_looser_than_the_parts_with_equal_slopes(op: Gated, where: tuple[f
     assert better > 0.01
 
 
-@pytest.mark.parametrize(("op", "where"), FORMS[:4])
+@pytest.mark.parametrize(("op", "where"), FORMS[:6])
 def test_starting_slopes_leave_less_volume_than_the_parts(
     op: Gated, where: tuple[float, float, float]
 ) -> None:

@@ -68,10 +68,12 @@ class Clamp(torch.autograd.Function):
 
 def relax_at(op: Elementwise, own: Mapping[str, Tensor], *boxes: Interval) -> Relaxation:
     """The relaxation at the parameters `own`, brought into their ranges; where it has none, at the usual start."""
-    values = {}
-    for name, p in op.parameters(*boxes).items():
-        raw = own.get(name)
-        values[name] = p.value if raw is None else Clamp.apply(raw, p.lower.detach(), p.upper.detach())
+    ranges = op.ranges(*boxes) if own else {}
+    starts = {} if own and own.keys() >= ranges.keys() else op.parameters(*boxes)
+    values = {name: p.value for name, p in starts.items()}
+    for name, limit in ranges.items():
+        if name in own:
+            values[name] = Clamp.apply(own[name], limit.lower.detach(), limit.upper.detach())
     return op.relax(values, *boxes)
 
 

@@ -301,6 +301,10 @@ class Elementwise(Op):
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
         """The relaxation's free parameters at good starting values (may be empty)."""
 
+    def ranges(self, *xs: Interval) -> dict[str, Interval]:
+        """The parameters' ranges alone, which may cost less than good starting values."""
+        return {name: Interval(p.lower, p.upper) for name, p in self.parameters(*xs).items()}
+
     @abstractmethod
     def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
         """Sound linear bounds on the box for any parameters in their ranges; differentiable in both."""

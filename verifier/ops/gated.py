@@ -25,10 +25,13 @@ from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation
 from verifier.graph.op import Shape
 from verifier.ops.product import Product, mix, multiply
 
-CELLS = 6
-"""Into how many parts x's interval is cut for g(x) h(y)."""
+CELLS = 3
+"""Into how many parts x's interval is cut for g(x) h(y): more gain less than a thousandth."""
 _STEEP = 2.0**40
 """The support function of a gate is asked for slopes up to this, per unit of x; beyond, intervals do as well."""
+
+
+_SIDES = ((-1.0, "lower"), (1.0, "upper"))
 
 
 class Planes(NamedTuple):
@@ -77,19 +80,28 @@ class Gated(Elementwise):
         """Of the slopes that the gate's starting lines and a product's planes would give, those whose plane is best at
         the middle of the box, which for planes says as much as the volume does."""
         box = _Box.of(self, *xs)
+        lines = box.lines()
         found = {}
-        for sign, side in ((-1.0, "lower"), (1.0, "upper")):
-            for name, p in _start(box, sign).items():
-                value, low, high = (p.value, p.lower, p.upper) if sign > 0 else (-p.value, -p.upper, -p.lower)
-                found[f"{side}_{name}"] = Parameter(value, low, high)
+        for sign, side in _SIDES:
+            for name, p in zip(("x", "y"), _start(box, lines, sign), strict=False):
+                found[f"{side}_{name}"] = p if sign > 0 else Parameter(-p.value, -p.upper, -p.lower)
+        return found
+
+    def ranges(self, *xs: Interval) -> dict[str, Interval]:
+        box = _Box.of(self, *xs)
+        lines = box.lines()
+        found = {}
+        for sign, side in _SIDES:
+            for name, t in zip(("x", "y"), _ranges(box, lines, sign), strict=False):
+                found[f"{side}_{name}"] = t if sign > 0 else Interval(-t.upper, -t.lower)
         return found
 
     def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
         box = _Box.of(self, *[x.map(_Calm.apply) for x in xs])
         planes = []
-        for sign, side in ((-1.0, "lower"), (1.0, "upper")):
+        for sign, side in _SIDES:
             free = [sign * _Calm.apply(parameters[f"{side}_{name}"]) for name in ("x", "y")[: box.free]]
-            planes.append(_above(box, sign, free))
+            planes.append(_above(box, sign, free, CELLS))
         low, high = planes
         return Relaxation(
             (-low.x, -low.y),
@@ -135,10 +147,11 @@ class _Calm(torch.autograd.Function):
 
 
 class _Lines(NamedTuple):
-    """Slopes of a function's starting lines, and the range of its slopes."""
+    """Slopes of a function's starting lines and of its chord, and the range of its slopes."""
 
     below: Tensor
     above: Tensor
+    chord: Tensor
     least: Tensor
     most: Tensor
 
@@ -146,22 +159,29 @@ class _Lines(NamedTuple):
     def of(cls, function: Univariate, x: Interval) -> _Lines:
         own = function.parameters(x)
         lines = function.relax({name: p.value for name, p in own.items()}, x)
-        info = torch.finfo(x.lower.dtype)
-        below, above, *ends = (
-            torch.nan_to_num(t, nan=0.0).clamp(-(info.max**0.5), info.max**0.5)
-            for t in (
-                lines.lower_slopes[0],
-                lines.upper_slopes[0],
-                *[p.lower for p in own.values()],
-                *[p.upper for p in own.values()],
-            )
-        )
-        every = torch.stack(torch.broadcast_tensors(below, above, *ends))
-        return cls(below, above, every.amin(0), every.amax(0))
+        first, last = (function.forward(end) for end in x)
+        chord = (last - first) / (x.upper - x.lower)
+        chord = torch.where(chord.isfinite(), chord, lines.upper_slopes[0])
+        ends = [end for p in own.values() for end in (p.lower, p.upper)]
+        slopes = (lines.lower_slopes[0], lines.upper_slopes[0], chord, *ends)
+        every = torch.stack(torch.broadcast_tensors(*[_bounded(t) for t in slopes]))
+        return cls(every[0], every[1], every[2], every.amin(0), every.amax(0))
 
     def times(self, sign: float) -> _Lines:
         """Those of the function or of its negative."""
-        return self if sign > 0 else _Lines(-self.above, -self.below, -self.most, -self.least)
+        if sign > 0:
+            return self
+        return _Lines(-self.above, -self.below, -self.chord, -self.most, -self.least)
+
+    def multiplied(self, factors: Sequence[Tensor]) -> list[Tensor]:
+        """Slopes of lines above the function times each of the factors, then the slopes of its chord times each."""
+        lines = [k * torch.where(k >= 0, self.above, self.below) for k in factors]
+        return [*lines, *[k * self.chord for k in factors]]
+
+
+def _bounded(slope: Tensor) -> Tensor:
+    most = torch.finfo(slope.dtype).max ** 0.5
+    return torch.nan_to_num(slope, nan=0.0).clamp(-most, most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,18 +217,25 @@ class _Box:
 
         return _Box(self.op, lift(self.x), lift(self.y), lift(self.z), lift(self.v), self.wild.unsqueeze(0))
 
+    def lines(self) -> list[_Lines]:
+        functions = [f for f in (self.op.gate, self.op.other) if f is not None]
+        return [_Lines.of(f, x) for f, x in zip(functions, (self.x, self.y), strict=False)]
+
+    def within(self, sign: float) -> Interval:
+        """The range of sign * g(x)."""
+        return self.z if sign > 0 else Interval(-self.z.upper, -self.z.lower)
+
     @property
     def free(self) -> int:
         """How many slopes are free."""
         return 1 if self.op.other is None else 2
 
 
-def _above(box: _Box, sign: float, slopes: Sequence[Tensor], cells: int = CELLS) -> Planes:
+def _above(box: _Box, sign: float, slopes: Sequence[Tensor], cells: int) -> Planes:
     """A plane above sign * g(x) * (y or h(y)) with the given slopes in x (and in y where there is an h)."""
     if box.op.other is None:
         ends = [_support(box.op.gate, sign * end, slopes[0], box.x, box.z) for end in box.y]
-        within = box.z if sign > 0 else Interval(-box.z.upper, -box.z.lower)
-        steep, constant = _chord(ends[0][0], ends[1][0], box.y, within)
+        steep, constant = _chord(ends[0][0], ends[1][0], box.y, box.within(sign))
         return Planes(slopes[0], steep, constant, box.wild | ends[0][1] | ends[1][1])
     slope, other_slope = slopes
     x = _cells(box.op.gate, box.x, cells)
@@ -281,47 +308,38 @@ def _cells(gate: Univariate, x: Interval, count: int) -> Interval:
     return Interval(torch.cat([x.lower.unsqueeze(0), inner]), torch.cat([inner, x.upper.unsqueeze(0)]))
 
 
-def _start(box: _Box, sign: float) -> dict[str, Parameter]:
-    """Ranges of the slopes of planes above sign * g(x) h(y), and the best of a few."""
-    op, info = box.op, torch.finfo(box.x.lower.dtype)
-    first = _Lines.of(op.gate, box.x).times(sign)
-    within = box.z if sign > 0 else Interval(-box.z.upper, -box.z.lower)
-    factors = [box.v.upper, _middle(box.v), box.v.lower]
-    slopes = [[k * torch.where(k >= 0, first.above, first.below) for k in factors]]
-    ranges = [_corners(box.v, first)]
-    if op.other is not None:
-        second = _Lines.of(op.other, box.y)
-        factors = [within.lower, _middle(within), within.upper]
-        slopes.append([k * torch.where(k >= 0, second.above, second.below) for k in factors])
-        ranges.append(_corners(within, second))
-    tried = []
-    for own, (low, high), x in zip(slopes, ranges, (box.x, box.y), strict=False):
-        none = box.wild | x.lower.isinf() | x.upper.isinf()
-        every = torch.stack(torch.broadcast_tensors(*own, own[0] / 2 + own[2] / 2, low, high))
-        every = torch.nan_to_num(every, nan=0.0).clamp(-(info.max**0.5), info.max**0.5)
-        every = every.masked_fill(none, 0.0)
-        low, high = torch.minimum(every[4], every[5]), torch.maximum(every[4], every[5])
-        tried.append((torch.minimum(torch.maximum(every[:4], low), high), low, high))
+def _start(box: _Box, lines: Sequence[_Lines], sign: float) -> list[Parameter]:
+    """The slopes of planes above sign * g(x) h(y): their ranges, and the best of a few."""
+    factors = [[box.v.upper, _middle(box.v), box.v.lower]]
+    within = box.within(sign)
+    factors.append([within.lower, _middle(within), within.upper])
+    tried, ranges = [], _ranges(box, lines, sign)
+    for own, line, limit, first in zip(factors, lines, ranges, (sign, 1.0), strict=False):
+        slopes = line.times(first).multiplied(own)
+        every = torch.stack(torch.broadcast_tensors(*slopes, slopes[0] / 2 + slopes[2] / 2))
+        tried.append(torch.minimum(torch.maximum(_bounded(every), limit.lower), limit.upper))
     with torch.no_grad():
-        planes = _above(box.lifted(), sign, [t[0] for t in tried], cells=1)
-        middles = [_middle(x) for x in (box.x, box.y)]
+        planes = _above(box.lifted(), sign, tried, 2)
         height = planes.intercept
-        for slope, middle in zip((planes.x, planes.y), middles, strict=True):
-            height = height + slope * torch.nan_to_num(middle, nan=0.0, posinf=0.0, neginf=0.0)
+        for slope, x in zip((planes.x, planes.y), (box.x, box.y), strict=True):
+            height = height + slope * torch.nan_to_num(_middle(x), nan=0.0, posinf=0.0, neginf=0.0)
         best = height.masked_fill(planes.wild, torch.inf).argmin(0, keepdim=True)
-    names = ("x", "y")[: len(tried)]
-    return {
-        n: Parameter(every.gather(0, best.expand_as(every[:1])).squeeze(0), low, high)
-        for n, (every, low, high) in zip(names, tried, strict=True)
-    }
+    chosen = [t.gather(0, best.expand_as(t[:1])).squeeze(0) for t in tried]
+    return [Parameter(t, *limit) for t, limit in zip(chosen, ranges, strict=True)]
 
 
-def _corners(factor: Interval, lines: _Lines) -> tuple[Tensor, Tensor]:
-    """Between which numbers the products of a factor and a slope lie."""
-    corners = torch.stack(
-        torch.broadcast_tensors(*[k * s for k in factor for s in (lines.least, lines.most)])
-    )
-    return corners.amin(0), corners.amax(0)
+def _ranges(box: _Box, lines: Sequence[_Lines], sign: float) -> list[Interval]:
+    """Between which numbers slopes are worth trying: products of a factor and a slope; along an infinite interval 0."""
+    found = []
+    sides = ((box.v, box.x, sign), (box.within(sign), box.y, 1.0))
+    for line, (factor, x, turn) in zip(lines, sides, strict=False):
+        own = line.times(turn)
+        corners = torch.stack(
+            torch.broadcast_tensors(*[k * s for k in factor for s in (own.least, own.most)])
+        )
+        corners = _bounded(corners).masked_fill(box.wild | x.lower.isinf() | x.upper.isinf(), 0.0)
+        found.append(Interval(corners.amin(0), corners.amax(0)))
+    return found
 
 
 def _middle(x: Interval) -> Tensor:
