@@ -16,6 +16,7 @@ from verifier.frontends.onnx import load
 from verifier.frontends.replay import check, run
 from verifier.graph import Builder, Interval
 from verifier.ops.integers import Integral, whole
+from verifier.ops.softmax import Softmax
 from verifier.sets import Box
 from verifier.transforms.composites import write_out
 
@@ -86,6 +87,8 @@ CASES = [
         for op in ("ArgMax", "ArgMin")
         for axis, keep, last in ((0, 1, 0), (1, 0, 0), (-1, 1, 1))
     ],
+    Case("ArgMax of Softmax", [node("Softmax", "x", "s", axis=1), node("ArgMax", "s", axis=-1)], INT),
+    Case("ArgMax across Softmax", [node("Softmax", "x", "s", axis=0), node("ArgMax", "s", axis=1)], INT),
     *[
         Case(
             f"OneHot {axis} {depth}",
@@ -183,3 +186,21 @@ def test_refused(name: str) -> None:
     nodes, constants = REFUSED[name]
     with pytest.raises(UnsupportedError):
         load(Case(name, nodes, F, constants=constants).model())
+
+
+def test_an_argmax_looks_at_what_comes_before_a_softmax() -> None:
+    """Through rearrangements, but not where it compares elements of different sums."""
+    turned = [
+        node("Transpose", "x", "t"),
+        node("Softmax", "t", "s", axis=0),
+        node("Transpose", "s", "u"),
+        node("Slice", "u one three one", "v"),
+    ]
+    for axis, expected in ((1, 0), (0, 1)):
+        case = Case("turned", [*turned, node("ArgMax", "v", axis=axis)], INT, constants=SLICE)
+        model = load(case.model())
+        check(model)
+        assert sum(isinstance(n.op, Softmax) for n in model.graph.nodes) == expected
+
+
+SLICE = {"one": np.array([1]), "three": np.array([3])}

@@ -16,7 +16,7 @@ from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import add, negate, scale_shift, subtract
 from verifier.ops.extremum import maximum, tree
 from verifier.ops.integers import whole
-from verifier.ops.movement import reshape, take
+from verifier.ops.movement import Permute, Reshape, Take, reshape, take
 from verifier.ops.sign import Sign
 
 MOST = 64
@@ -28,6 +28,7 @@ def argmax(builder: Builder, x: Value, axis: int, keep: bool, last: bool = False
     shape = builder.shape(x)
     axis %= len(shape)
     count = shape[axis]
+    x = _earlier(builder, x, axis)
     if count > MOST:
         raise Unsupported(f"the place of the largest of {count} values, which are more than {MOST}")
     rest = tuple(1 if a == axis else n for a, n in enumerate(shape))
@@ -45,6 +46,28 @@ def argmax(builder: Builder, x: Value, axis: int, keep: bool, last: bool = False
     place = scale_shift(builder, tree(builder, jumps, add), scale=0.5, shift=(count - 1) / 2)
     place = whole(builder, place)
     return place if keep else reshape(builder, place, shape[:axis] + shape[axis + 1 :])
+
+
+def _earlier(builder: Builder, x: Value, axis: int) -> Value:
+    """What has its largest elements along `axis` at the same places as x, before operators that keep the order."""
+    shape = builder.shape(x)
+    found, source, place = x, x, torch.arange(math.prod(shape)).view(shape)
+    while True:
+        op, arguments = builder.made_by(source)
+        if len(arguments) != 1:
+            return found
+        below = builder.shape(arguments[0])
+        if isinstance(op, Reshape | Permute | Take):
+            moved = op.forward(torch.arange(math.prod(below)).view(1, *below)).flatten()
+            place = moved[place]
+        elif below == builder.shape(source) and (groups := op.ordered(below)) is not None:
+            mine = groups.flatten()[place]
+            if bool((mine != mine.narrow(axis, 0, 1)).any()):
+                return found
+            found = builder.add(Take(place.flatten(), shape), arguments[0])
+        else:
+            return found
+        source = arguments[0]
 
 
 def _picked(axis: int, k: int) -> Callable[[Tensor], Tensor]:
