@@ -32,7 +32,7 @@ from verifier.specs.property import Property
 from verifier.specs.query import Query, hidden_names
 from verifier.strategy import solve
 from verifier.transforms.composites import write_out
-from verifier.transforms.gates import join_gates
+from verifier.transforms.prepare import prepare
 
 if TYPE_CHECKING:
     from verifier.frontends.torch import TorchModel
@@ -136,8 +136,9 @@ def compute_bounds(
     The result has `.lower`, `.upper` and `["node name"]`, each [B, *shape]. Raises VerifierError for bad input.
     """
     network = _load(model)
-    graph = _joined(write_out(network.graph), nodes)
-    sets = _sets_of(inputs, graph)
+    sets = _sets_of(inputs, network.graph)
+    centers = [s.box().center.to(network.graph.dtype) for s in sets]
+    graph = prepare(network.graph, centers, nodes)
     dtype = sets[0].box().lower.dtype
     graph = graph.to(dtype, sets[0].box().lower.device)
     try:
@@ -146,12 +147,6 @@ def compute_bounds(
     except KeyError as error:
         names = ", ".join(n.name for n in graph.nodes[:20])
         raise VerifierError(f"{error.args[0]} `verifier inspect` lists them: {names} ...") from error
-
-
-def _joined(graph: Graph, names: Sequence[str]) -> Graph:
-    """The graph with gated products joined, unless a node that is asked for by name is lost by that."""
-    joined = join_gates(graph)
-    return joined if {n.name for n in joined.nodes}.issuperset(names) else graph
 
 
 def inspect(model: Model, spec: str | Path | None = None) -> Inspection:

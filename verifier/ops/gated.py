@@ -273,7 +273,8 @@ def _support(
     wild = peak.detach().isfinite().logical_not() & ~small
     scaled = divisor * torch.where(peak.isfinite(), peak, torch.zeros_like(peak))
     units = (function.relaxation_error + 6) * info.eps
-    lift = units * ((slope * reach).abs() + scaled.abs()) + 4 * info.tiny * (1 + divisor.abs() * (1 + reach))
+    flushed = divisor.abs() * (1 + reach * (slope != 0))
+    lift = units * ((slope * reach).abs() + scaled.abs()) + 4 * info.tiny * (1 + flushed)
     most = [-slope * end.clamp(-info.max / 4, info.max / 4) for end in x]
     flat = torch.maximum(*most) + factor.abs() * size
     spare = 4 * info.eps * ((slope * reach).abs() + factor.abs() * size) + info.tiny

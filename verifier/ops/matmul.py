@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from verifier.graph import Builder, Value
+from torch import Tensor
+
+from verifier.graph import Builder, Composite, Value
 from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import add, scale_shift
 from verifier.ops.linear import Linear, matmul_constant
-from verifier.ops.movement import joint_shape, permute, reshape, take
+from verifier.ops.movement import Permute, Reshape, joint_shape, permute, reshape, take
 from verifier.ops.product import multiply
 from verifier.ops.reduction import total
+from verifier.ops.softmax import Softmax
 
 MAX_PRODUCTS = 1 << 24
 """Most products of two variables in one matrix product: each takes about a hundred bytes in every bound."""
@@ -23,7 +27,55 @@ def matmul(builder: Builder, a: Value, b: Value) -> Value:
         return matmul_constant(builder, a, right, left=False)
     if (left := builder.tensor(a)) is not None:
         return matmul_constant(builder, b, left, left=True)
+    if len(builder.shape(b)) > 1 and _rows_are_shares(builder, a):
+        return builder.add(WeightedMean(), a, b)
     return _matmul_variables(builder, a, b)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedMean(Composite):
+    """A matrix product whose left rows are shares, which are positive and sum up to one (attention's weights).
+
+    The values may then be counted from any `center`, which broadcasts to them with a single row: their mean moves with
+    it, and the products of uncertain shares with uncertain values are as small as the values' distance from it.
+    """
+
+    center: Tensor | None = None
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        left, right = shapes
+        if left[-1] != right[-2]:
+            raise ValueError(f"Shapes {left} and {right} do not multiply.")
+        return (*joint_shape(left[:-2], right[:-2]), *left[-2:-1], right[-1])
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        left = xs[0].unsqueeze(1) if xs[0].dim() == 2 else xs[0]
+        rank = max(left.dim(), xs[1].dim())
+        left, right = (t.view(t.shape[0], *[1] * (rank - t.dim()), *t.shape[1:]) for t in (left, xs[1]))
+        y = left @ right
+        return y.squeeze(-2) if xs[0].dim() == 2 else y
+
+    def write_out(self, builder: Builder, *xs: Value) -> Value:
+        shares, values = xs
+        if self.center is None:
+            return _matmul_variables(builder, shares, values)
+        mean = _matmul_variables(builder, shares, scale_shift(builder, values, shift=-self.center))
+        center = self.center if len(builder.shape(shares)) > 1 else self.center.squeeze(-2)
+        return scale_shift(builder, mean, shift=center)
+
+
+def _rows_are_shares(builder: Builder, x: Value) -> bool:
+    """Whether x is a softmax along its last axis, reshaped or permuted outside of it perhaps."""
+    op, arguments = builder.made_by(x)
+    while isinstance(op, Reshape | Permute):
+        shape, before = builder.shape(x), builder.shape(arguments[0])
+        if not shape or not before or shape[-1] != before[-1]:
+            return False
+        if isinstance(op, Permute) and op.axes[-1] != len(shape) - 1:
+            return False
+        x = arguments[0]
+        op, arguments = builder.made_by(x)
+    return isinstance(op, Softmax) and op.axis == len(builder.shape(x)) - 1
 
 
 def _matmul_variables(builder: Builder, a: Value, b: Value) -> Value:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from verifier.graph import Builder, Composite, Value
 from verifier.graph.op import Shape
-from verifier.graph.registry import OnnxNode, aten_op, onnx_op
-from verifier.ops.arithmetic import scale_shift, subtract
+from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.ops.arithmetic import ScaleShift, scale_shift, subtract
 from verifier.ops.exponential import Exp
 from verifier.ops.extremum import maximum_over
 from verifier.ops.linear import Linear
-from verifier.ops.movement import permute, reshape
+from verifier.ops.movement import Take, permute, reshape
 from verifier.ops.product import multiply
 from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.reduction import normalised, total
@@ -31,9 +31,12 @@ class Softmax(Composite):
     Written out as 1 / (1 + the sum over j != i of exp(x_j - x_i)), which has no product: its bounds are those of
     Wei et al. (2023) with free slopes. Where that would be too many exponentials, as
     exp(x_i - m) * (1 / the sum over j of exp(x_j - m)) with the largest element m.
+
+    Elements where `mask` (of the argument's shape, or broadcast to it) is 0 take no part, and become 0.
     """
 
     axis: int
+    mask: Tensor | None = None
 
     def output_shape(self, *shapes: Shape) -> Shape:
         if not 0 <= self.axis < len(shapes[0]):
@@ -41,36 +44,61 @@ class Softmax(Composite):
         return shapes[0]
 
     def forward(self, *xs: Tensor) -> Tensor:
-        return xs[0].softmax(self.axis + 1)
+        if self.mask is None:
+            return xs[0].softmax(self.axis + 1)
+        return xs[0].masked_fill(self.mask == 0, -torch.inf).softmax(self.axis + 1)
 
-    def ordered(self, shape: Shape) -> Tensor:
+    def ordered(self, shape: Shape) -> Tensor | None:
         """Elements that share a sum."""
+        if self.mask is not None:
+            return None
         groups = [1 if a == self.axis else n for a, n in enumerate(shape)]
         return torch.arange(math.prod(groups)).view(groups).expand(shape)
 
     def write_out(self, builder: Builder, *xs: Value) -> Value:
         shape = builder.shape(xs[0])
+        mask = None if self.mask is None else self.mask.expand(shape)
         if math.prod(shape) * shape[self.axis] > PAIRS:
-            shifted = subtract(builder, xs[0], maximum_over(builder, xs[0], [self.axis], keep=True))
-            powers = builder.add(Exp(), shifted)
-            return multiply(
-                builder, powers, builder.add(Reciprocal(), total(builder, powers, [self.axis], keep=True))
-            )
+            return _by_the_largest(builder, xs[0], self.axis, mask)
         order = [*[a for a in range(len(shape)) if a != self.axis], self.axis]
-        y = _by_differences(builder, permute(builder, xs[0], order))
+        mask = None if mask is None else mask.permute(order)
+        y = _by_differences(builder, permute(builder, xs[0], order), mask)
         return permute(builder, y, sorted(range(len(order)), key=order.__getitem__))
 
 
-def _by_differences(builder: Builder, x: Value) -> Value:
+def _by_the_largest(builder: Builder, x: Value, axis: int, mask: Tensor | None) -> Value:
+    """The elements that a mask leaves out take the place of the first that it does not, so that no maximum is larger
+    than those that count."""
+    counted = x
+    if mask is not None:
+        places = torch.arange(mask.shape[axis]).view([-1 if a == axis else 1 for a in range(mask.dim())])
+        first = mask.argmax(axis, keepdim=True)
+        source = torch.where(mask > 0, places.expand(mask.shape), first)
+        positions = torch.arange(mask.numel()).view(mask.shape).gather(axis, source)
+        counted = builder.add(Take(positions.flatten(), tuple(mask.shape)), x)
+    shifted = subtract(builder, counted, maximum_over(builder, counted, [axis], keep=True))
+    powers = builder.add(Exp(), shifted)
+    powers = powers if mask is None else scale_shift(builder, powers, scale=mask)
+    return multiply(builder, powers, builder.add(Reciprocal(), total(builder, powers, [axis], keep=True)))
+
+
+def _by_differences(builder: Builder, x: Value, mask: Tensor | None) -> Value:
     """Softmax along the last axis."""
     *others, count = builder.shape(x)
     if count == 1:
         return scale_shift(builder, x, scale=0.0, shift=1.0)
     each = torch.eye(count, dtype=torch.float64)
     pairs = (each.unsqueeze(0) - each.unsqueeze(1))[~each.bool()]  # row (i, j): x_j - x_i
-    powers = builder.add(Exp(), builder.add(Linear(pairs), x))
-    sums = total(builder, reshape(builder, powers, (*others, count, count - 1)), [-1], keep=False)
-    return builder.add(Reciprocal(), scale_shift(builder, sums, shift=1.0))
+    gaps = reshape(builder, builder.add(Linear(pairs), x), (*others, count, count - 1))
+    if mask is None:
+        powers = builder.add(Exp(), gaps)
+    else:
+        rest = mask.unsqueeze(-2).expand(*others, count, count)[..., ~each.bool()]
+        rest = rest.view(*others, count, count - 1)
+        powers = scale_shift(builder, builder.add(Exp(), scale_shift(builder, gaps, scale=rest)), scale=rest)
+    sums = total(builder, powers, [-1], keep=False)
+    shares = builder.add(Reciprocal(), scale_shift(builder, sums, shift=1.0))
+    return shares if mask is None else scale_shift(builder, shares, scale=mask)
 
 
 @onnx_op("Softmax")
@@ -87,7 +115,19 @@ def _softmax(builder: Builder, node: OnnxNode) -> Value:
 
 
 def softmax(builder: Builder, x: Value, axis: int) -> Value:
-    return builder.add(Softmax(*normalised([axis], builder.shape(x))), x)
+    """Softmax along one axis; elements to which minus infinity has been added take no part. Raises Unsupported where
+    none is left."""
+    (axis,) = normalised([axis], builder.shape(x))
+    op, arguments = builder.made_by(x)
+    if isinstance(op, ScaleShift) and op.shift is not None and bool(op.shift.isneginf().any()):
+        kept = ~op.shift.isneginf()
+        shape = builder.shape(x)
+        if not bool(kept.expand(shape).any(axis).all()):
+            raise Unsupported("a softmax of which no element is left by its mask")
+        scale = None if op.scale is None else op.scale.expand(shape).masked_fill(~kept.expand(shape), 0.0)
+        finite = ScaleShift(scale, op.shift.masked_fill(~kept, 0.0), op.doubt)
+        return builder.add(Softmax(axis, kept.double()), builder.add(finite, *arguments))
+    return builder.add(Softmax(axis), x)
 
 
 @aten_op("softmax.int")

@@ -25,11 +25,13 @@ from verifier.specs.monomials import linearised, used_columns
 from verifier.specs.normalise import normalise
 from verifier.specs.problem import Problem, Tree, count_disjuncts, disjuncts
 from verifier.specs.query import Kind, Query, Variable
+from verifier.transforms.cells import split_integers
 from verifier.transforms.compare import compare_earlier
-from verifier.transforms.composites import write_out
 from verifier.transforms.fold import fold
-from verifier.transforms.gates import join_gates
+from verifier.transforms.prepare import prepare
 
+TYPICAL = 16
+"""Of as many boxes' middles what is typical of inner values is taken."""
 MAX_EXPANDED = 4096
 """A formula with more disjuncts than this, and than it has leaves, becomes a graph of minima and maxima."""
 
@@ -87,8 +89,10 @@ def compile_query(query: Query, networks: Mapping[str, Network]) -> Compiled:
     values, first = _join(builder, x, [pair for found in attached for pair in found], problem)
     values, linear = linearised(builder, values, first, problem)
     margins, atoms = _Margins(builder, values, first, linear).build()
+    middle = torch.from_numpy(problem.lower / 2 + problem.upper / 2)
+    graph = compare_earlier(builder.graph(margins))
     return Compiled(
-        graph=fold(join_gates(write_out(compare_earlier(builder.graph(margins))))),
+        graph=fold(prepare(graph, [middle[:TYPICAL].to(graph.dtype)])),
         lower=torch.from_numpy(problem.lower),
         upper=torch.from_numpy(problem.upper),
         clauses=atoms.clauses,

@@ -1,0 +1,32 @@
+"""Where weighted means count their values from: a point of the input set says what is typical of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Builder, Graph, Value
+from verifier.graph.builder import rewritten
+from verifier.ops.matmul import WeightedMean
+
+
+def center_means(graph: Graph, points: Sequence[Tensor]) -> Graph:
+    """An equal graph whose weighted means have centers: the mean of their values at `points`, one tensor [N, *shape]
+    per graph input. `graph` itself where it has none, or where a value there is not finite."""
+    found = [i for i, node in enumerate(graph.nodes) if isinstance(node.op, WeightedMean)]
+    if not found:
+        return graph
+    with torch.no_grad():
+        values = graph.evaluate(points, [graph.nodes[i].inputs[1] for i in found])
+    centers = {i: v.mean(0).mean(-2, keepdim=True) for i, v in zip(found, values, strict=True)}
+    if not all(bool(c.isfinite().all()) for c in centers.values()):
+        return graph
+
+    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
+        if i not in centers:
+            return None
+        return builder.add(WeightedMean(centers[i]), *arguments, name=graph.nodes[i].name)
+
+    return rewritten(graph, replacement)

@@ -1,0 +1,23 @@
+"""Everything that is done to a network's graph before the engines see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from verifier.graph import Graph
+from verifier.transforms.centers import center_means
+from verifier.transforms.composites import write_out
+from verifier.transforms.gates import join_gates
+
+
+def prepare(graph: Graph, points: Sequence[Tensor] = (), names: Sequence[str] = ()) -> Graph:
+    """An equal graph of affine and elementwise nodes that is as easy to bound as is known to be.
+
+    `points` are typical inputs, one tensor [N, *shape] per graph input, or none. Nodes called one of `names` stay, at
+    the cost of what would be lost with them. Affine operators are not fused: `fold` does that.
+    """
+    graph = write_out(center_means(graph, points) if points else graph)
+    joined = join_gates(graph)
+    return joined if {node.name for node in joined.nodes}.issuperset(names) else graph
