@@ -25,7 +25,6 @@ from verifier.specs.monomials import linearised, used_columns
 from verifier.specs.normalise import normalise
 from verifier.specs.problem import Problem, Tree, count_disjuncts, disjuncts
 from verifier.specs.query import Kind, Query, Variable
-from verifier.transforms.cells import split_integers
 from verifier.transforms.compare import compare_earlier
 from verifier.transforms.fold import fold
 from verifier.transforms.prepare import prepare
