@@ -22,7 +22,7 @@ from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher
 from verifier.branching.root import Root, condensed, root, root_cuts, root_planes
-from verifier.branching.search import Outcome, Search, SearchOptions
+from verifier.branching.search import FIRST, Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
 from verifier.graph import Elementwise, Graph
 from verifier.graph.op import Input
@@ -54,6 +54,8 @@ STEP_WORK = 3e8
 """Coefficients in one step of branch and bound, about."""
 ROW_WORK = 4e6
 """Coefficients of single rows in one step, about, on a CPU."""
+FREE = 256
+"""Subdomains that a GPU bounds in the time of one."""
 PLANES = 1 << 27
 """Numbers that the linear forms of undecided neurons may have."""
 CUTS_SHARE = 0.1
@@ -237,10 +239,13 @@ class _Run:
             if self.options.method != "crown":
                 bounder = self._with_cuts(bounder, start)
             heuristic = HEURISTICS.get(self.options.branching, HEURISTICS["fsb"])
-            brancher, batch = ActivationBrancher(bounder, heuristic), _wide_batch(bounder)
+            batch = _wide_batch(bounder)
+            free = min(batch, FREE) if self.device.type == "cuda" else 0
+            brancher = ActivationBrancher(bounder, heuristic, free)
         limits = SearchOptions(
             deadline=self.deadline,
             batch=self.options.batch_size or batch,
+            first=FIRST if self.device.type == "cpu" else FREE,
             max_domains=self.options.max_domains,
             memory=self.memory // 2,
             host=0 if self.device.type == "cpu" else self._memory(torch.device("cpu")) // 2,

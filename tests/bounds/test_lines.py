@@ -89,7 +89,7 @@ def test_rounding_takes_the_line_that_is_taken() -> None:
     lines = Relaxation((randn(1, 5),), randn(1, 5, seed=1), (randn(1, 5, seed=2),), randn(1, 5, seed=3))
     box = Interval(randn(1, 5, seed=4) - 1, randn(1, 5, seed=4) + 1)
     rows = torch.cat([torch.eye(5), -torch.eye(5)]).double().unsqueeze(0)
-    size = through_error(Dense(rows), lines, [box], (5,), 2)
+    size = through_error(Dense(rows), lines, [box.magnitude], (5,), 2)
     assert lines.lower_intercept is not None and lines.upper_intercept is not None
     constant = 2 + roundings(5)
     lower = 2 * lines.lower_slopes[0].abs() * box.magnitude + constant * lines.lower_intercept.abs()

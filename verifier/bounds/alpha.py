@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from verifier.bounds.ascent import Adam, Best, Leaves, index_leaves, pick
+from verifier.bounds.ascent import Adam, Best, Key, Leaves, index_leaves, pick
 from verifier.bounds.backward import LinearBound
 from verifier.bounds.crown import (
     Effort,
@@ -251,7 +251,9 @@ def _ascend(problem: _Problem, given: Slopes, options: AlphaOptions) -> Optimise
     if not leaves or options.iterations < 1:
         return problem.plain
     whole, target, plain = problem, problem.target, problem.plain.lower
-    adam = Adam(leaves, scales, options.learning_rate, options.decay)
+    keys = [(key, name) for key, own in leaves.items() for name in own]
+    steps = [scales[k][n] for k, n in keys]
+    adam = Adam(_listed(leaves, keys), steps, options.learning_rate, options.decay)
     active = torch.arange(len(plain), device=plain.device)
     with torch.enable_grad():
         lower, values = problem.evaluate(leaves)
@@ -268,19 +270,21 @@ def _ascend(problem: _Problem, given: Slopes, options: AlphaOptions) -> Optimise
             aim = lower[usable][~idle[active][usable]].sum()
         if not aim.requires_grad:
             break
-        keys = [(key, name) for key, own in leaves.items() for name in own]
-        gradients = torch.autograd.grad(aim, [leaves[k][n] for k, n in keys], allow_unused=True)
-        adam.step(leaves, {key: g for key, g in zip(keys, gradients, strict=True) if g is not None})
+        adam.step(torch.autograd.grad(aim, _listed(leaves, keys), allow_unused=True))
         if not bool(keep.all()):
             kept = keep.nonzero().squeeze(1)
             active, problem = active[kept], problem.index(kept)
             leaves = index_leaves(leaves, kept)
-            adam.index(kept)
+            adam.index(kept, _listed(leaves, keys))
         _project(problem, leaves)
         with torch.enable_grad():
             lower, values = problem.evaluate(leaves)
         best.update(active, leaves, values)
     return _finish(whole, best.slopes)
+
+
+def _listed(leaves: Leaves, keys: Sequence[tuple[Key, str]]) -> list[Tensor]:
+    return [leaves[key][name] for key, name in keys]
 
 
 def _finished(reached: Tensor, options: AlphaOptions) -> tuple[Tensor, Tensor]:

@@ -77,6 +77,7 @@ def backward(
     rounding: bool = True,
     record: dict[int, Tensor] | None = None,
     windows: bool = False,
+    finite: bool = False,
 ) -> LinearBound:
     """Bound sum over nodes of <start[node], value of node> from below by linear forms of the inputs.
 
@@ -85,7 +86,8 @@ def backward(
     `bounds` encloses the same nodes; it is used only for rounding errors, which are bounded rigorously
     (running error analysis, Higham 2002, chapter 3: each step's relative error times the magnitude of the
     terms it sums) and returned. The coefficients that arrive at the nodes named in `record` are stored there.
-    With `windows` the result may hold `patches`: enough for its minimum, which is then cheaper.
+    With `windows` the result may hold `patches`: enough for its minimum, which is then cheaper. With `finite` the lines
+    are taken to be finite, and asked nothing; a bound that meets one which is not has the minimum -inf.
     """
     pending: dict[int, Coefficients] = dict(start)
     queue = [-i for i in pending]
@@ -96,6 +98,7 @@ def backward(
     error: Tensor | float = 0.0
     spread: Tensor | float = 0.0  # the sum of what was added to the constant, in magnitude
     steps = widest = 0
+    sizes = _Sizes(bounds)
     while queue:
         position = -heapq.heappop(queue)
         coefficients = pending.pop(position)
@@ -112,7 +115,7 @@ def backward(
                 coefficients = Dense(coefficients.dense())
                 inputs[position] = coefficients.values
             if rounding:
-                size = bounds[position].magnitude + negligible(bounds[position].lower.dtype)
+                size = sizes.of(position) + negligible(bounds[position].lower.dtype)
                 unit = _unit(size, coefficients.roundings)
                 error = error + unit * coefficients.contract(size, absolute=True)
             continue
@@ -132,23 +135,22 @@ def backward(
                 part = coefficients.contract(offset)
                 constant, spread, steps = constant + part, spread + part.abs(), steps + 1
             if rounding:
-                error = error + _affine_error(graph, position, coefficients, offset, bounds)
+                error = error + _affine_error(graph, position, coefficients, offset, sizes)
             parts = [node.op.backward(coefficients, k, *shapes) for k in range(len(node.inputs))]
         elif isinstance(node.op, Elementwise):
             if isinstance(coefficients, Rows) and (image := image_of(node.shape)) is not None:
                 coefficients = single(coefficients, image).narrowed()
             if not isinstance(coefficients, Patches):
                 coefficients = Dense(coefficients.dense())
-            relaxation = sane(relaxations[position])
-            parts, shift = through(coefficients, relaxation, node.shape)
+            relaxation = relaxations[position] if finite else sane(relaxations[position])
+            parts, shift = through(coefficients, relaxation, node.shape, finite)
             if shift is not None:
                 constant, spread, steps = constant + shift, spread + shift.abs(), steps + 1
             if rounding:
-                boxes = [bounds[j] for j in node.inputs]
+                reach = [sizes.of(j) for j in node.inputs]
                 units = node.op.relaxation_error + 4
-                size = through_error(coefficients, relaxation, boxes, node.shape, units) + units * _flushed(
-                    boxes
-                )
+                size = through_error(coefficients, relaxation, reach, node.shape, units)
+                size = size + units * sizes.flushed(node.inputs)
                 error = error + torch.finfo(size.dtype).eps * size
         else:
             raise TypeError(f"{type(node.op).__name__} is neither affine nor elementwise; rewrite it first.")
@@ -156,7 +158,7 @@ def backward(
             if j in pending:
                 pending[j] = pending[j].add(part)
                 if rounding:  # what comes next may cancel this sum
-                    size = pending[j].contract(bounds[j].magnitude, absolute=True)
+                    size = pending[j].contract(sizes.of(j), absolute=True)
                     error = error + torch.finfo(size.dtype).eps * size
             else:
                 pending[j] = part
@@ -170,12 +172,34 @@ def backward(
     return LinearBound(inputs, constant, error if isinstance(error, Tensor) else None, patches, widest)
 
 
+class _Sizes:
+    """The largest absolute values [B, *shape] that nodes can have, each taken once in a pass."""
+
+    def __init__(self, bounds: Mapping[int, Interval]) -> None:
+        self._bounds = bounds
+        self._known: dict[int, Tensor] = {}
+        self._sums: dict[int, Tensor] = {}
+
+    def of(self, node: int) -> Tensor:
+        if node not in self._known:
+            self._known[node] = self._bounds[node].magnitude
+        return self._known[node]
+
+    def flushed(self, nodes: Sequence[int]) -> Tensor:
+        """What coefficients of these nodes that underflow may cost, in units of rounding: [B, 1]."""
+        for j in nodes:
+            if j not in self._sums:
+                size = self.of(j)
+                self._sums[j] = negligible(size.dtype) * size.flatten(1).sum(1, keepdim=True)
+        return torch.as_tensor(sum(self._sums[j] for j in nodes))
+
+
 def _affine_error(
     graph: Graph,
     position: int,
     coefficients: Coefficients,
     offset: Tensor | None,
-    bounds: Mapping[int, Interval],
+    sizes: _Sizes,
 ) -> Tensor | float:
     """The rounding of one affine step: of the coefficients' product with the matrix and with the constant.
 
@@ -191,21 +215,15 @@ def _affine_error(
     doubt = node.op.uncertainty(*shapes)
     if node.op.exact and units <= 1 and offset is None and doubt is None:
         return 0.0
-    boxes = [bounds[j] for j in node.inputs]
-    tiny = negligible(boxes[0].lower.dtype)
-    weight = (units + 4) * (node.op.absolute(*[box.magnitude for box in boxes]) + tiny)
+    reach = [sizes.of(j) for j in node.inputs]
+    tiny = negligible(reach[0].dtype)
+    weight = (units + 4) * (node.op.absolute(*reach) + tiny)
     if offset is not None:
         weight = weight + (coefficients.roundings + 4) * (offset.abs() + tiny)
     unit = rounding_of(weight.dtype, max(units, node.op.fan_in(*shapes), coefficients.roundings))
     if doubt is not None:
         weight = weight + 2 / unit * doubt
-    return unit * (coefficients.contract(weight, absolute=True) + (units + 4) * _flushed(boxes))
-
-
-def _flushed(boxes: Sequence[Interval]) -> Tensor:
-    """What coefficients that underflow may cost, in units of rounding: [B, 1]."""
-    total = torch.as_tensor(sum(box.magnitude.flatten(1).sum(1, keepdim=True) for box in boxes))
-    return negligible(total.dtype) * total
+    return unit * (coefficients.contract(weight, absolute=True) + (units + 4) * sizes.flushed(node.inputs))
 
 
 def _unit(like: Tensor, terms: int) -> float:

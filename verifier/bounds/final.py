@@ -7,6 +7,7 @@ bound with multipliers a, b >= 0 as a (low - x) + b (x - high), which is not pos
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from verifier.bounds.ascent import Adam, Best, Leaves
+from verifier.bounds.ascent import Adam, Free, Leaves, Pool
 from verifier.bounds.backward import LinearBound, backward
 from verifier.bounds.crown import OutOfTime
 from verifier.bounds.cuts import Cuts
 from verifier.bounds.interval import Bounds
+from verifier.bounds.lines import is_finite
 from verifier.graph import Elementwise, Graph, Interval, Parameter, Relaxation
 from verifier.graph.coefficients import Coefficients, Dense
 from verifier.sets import InputSet
@@ -115,9 +117,18 @@ class FinalPass:
         return {j: op.parameters(*self._boxes(j)) for j, op in self.operators.items()}
 
     @cached_property
-    def constrained(self) -> dict[int, Interval]:
-        """1 where a split is a constraint and 0 where it is not, per end."""
-        return {i: c.map(lambda t: t.isfinite().to(t.dtype)) for i, c in self.splits.items()}
+    def split_ends(self) -> dict[int, Interval]:
+        """The ends of the split constraints, [B, 1, *shape], zero where there is no constraint."""
+        return {
+            i: ends.map(lambda t: torch.where(t.isfinite(), t, 0.0).unsqueeze(1))
+            for i, ends in self.splits.items()
+        }
+
+    @cached_property
+    def tame(self) -> bool:
+        """Whether all lines at the start are finite. Then steps need not ask: a bound without a finite value counts
+        as minus infinity and is passed over."""
+        return is_finite(self._relax(j, op, {}) for j, op in self.operators.items())
 
     def _boxes(self, node: int) -> list[Interval]:
         return [self.bounds[k] for k in self.graph.nodes[node].inputs]
@@ -129,14 +140,14 @@ class FinalPass:
         start: dict[int, Coefficients] = {self.target: self.rows}
         shift: Tensor | float = 0.0
         slack: Tensor | float = 0.0
-        for node, ends in self.splits.items():
+        for node, ends in self.split_ends.items():
             own = leaves.get((self.target, node), {})
-            if LOW not in own and HIGH not in own:
+            if LOW not in own:
                 continue
-            low, high = self._multipliers(own, node)
-            start[node] = Dense((high - low).expand(self.batch, -1, *ends.lower.shape[1:]))
-            terms = [low * _finite(ends.lower).unsqueeze(1), -high * _finite(ends.upper).unsqueeze(1)]
-            shift = shift + sum(t.flatten(2).sum(2) for t in terms)
+            low, high = own[LOW].squeeze(1), own[HIGH].squeeze(1)
+            start[node] = Dense((high - low).expand(self.batch, -1, *ends.lower.shape[2:]))
+            terms = [low * ends.lower, high * ends.upper]
+            shift = shift + (terms[0] - terms[1]).flatten(2).sum(2)
             if rounding:
                 size = sum(t.abs().flatten(2).sum(2) for t in terms)
                 units = ends.lower[0].numel() + len(self.splits) + 4
@@ -150,7 +161,8 @@ class FinalPass:
                 start[node] = Dense(part + start[node].dense() if node in start else part)
             shift, slack = shift + added, slack + 2 * lost
         lines = {j: self._relax(j, op, leaves.get((self.target, j), {})) for j, op in self.operators.items()}
-        plane = backward(self.graph, start, lines, self.bounds, rounding, record)
+        unasked = not rounding and self.tame
+        plane = backward(self.graph, start, lines, self.bounds, rounding, record, finite=unasked)
         if self.splits or self.cuts is not None:
             error = plane.error if plane.error is None else plane.error + slack
             plane = LinearBound(plane.coefficients, plane.constant + shift, error)
@@ -164,26 +176,16 @@ class FinalPass:
         chosen = {n: own[n].squeeze(1) if n in own else p.value.unsqueeze(1) for n, p in ranges.items()}
         return op.relax(chosen, *[box.map(lambda t: t.unsqueeze(1)) for box in boxes])
 
-    def _multipliers(self, own: Mapping[str, Tensor], node: int) -> tuple[Tensor, Tensor]:
-        """[B, R, *shape], zero where there is no constraint."""
-        mask = self.constrained[node]
-        zero = torch.zeros_like(mask.lower).unsqueeze(1)
-        low = own[LOW].squeeze(1) * mask.lower.unsqueeze(1) if LOW in own else zero
-        high = own[HIGH].squeeze(1) * mask.upper.unsqueeze(1) if HIGH in own else zero
-        return low, high
-
     def ascend(
         self, options: AscentOptions, warm: Leaves | None = None, record: Sequence[int] = ()
     ) -> Ascent:
         """Optimise from the plain relaxations, or from `warm`; the best of every row is kept and recomputed with
         rounding errors. `record` names nodes whose coefficients are wanted."""
-        leaves, scales = self._start(warm or {})
-        best: Best | None = None
-        if leaves and options.steps:
-            leaves = {k: {n: t.requires_grad_() for n, t in own.items()} for k, own in leaves.items()}
-            best = self._optimise(leaves, scales, options)
-        found = leaves if best is None else best.slopes
-        found = {k: {n: t.detach() for n, t in own.items()} for k, own in found.items()}
+        pool = self._pool(warm or {})
+        found: Leaves = {}
+        if pool is not None:
+            best = self._optimise(pool, options)[1] if options.steps else pool.values
+            found = pool.leaves(pool.parts(best))
         seen: dict[int, Tensor] = dict.fromkeys(record, self.bounds[self.graph.inputs[0]].lower)
         with torch.no_grad():
             plane, lower = self.run(found, rounding=True, record=seen)
@@ -191,96 +193,74 @@ class FinalPass:
 
     def values(self, options: AscentOptions, warm: Leaves | None = None) -> Tensor:
         """The best lower bounds [B, R] that `ascend` would find, rounding left aside: estimates."""
-        leaves, scales = self._start(warm or {})
-        leaves = {k: {n: t.requires_grad_() for n, t in own.items()} for k, own in leaves.items()}
-        return self._optimise(leaves, scales, options).values[self.target].squeeze(1)
+        pool = self._pool(warm or {})
+        if pool is None:
+            return self.run({}, rounding=False)[1]
+        return self._optimise(pool, options)[0]
 
-    def _optimise(self, leaves: Leaves, scales: Leaves, options: AscentOptions) -> Best:
-        adam = Adam(leaves, scales, options.rate, options.decay)
-        everything = torch.arange(self.batch, device=self.bounds[self.graph.inputs[0]].lower.device)
-        best: Best | None = None
-        step = 0
-        while True:
+    def _optimise(self, pool: Pool, options: AscentOptions) -> tuple[Tensor, Tensor]:
+        """The best values [B, R] and the parameters [B, R, N] that gave them."""
+        adam = Adam([pool.values], [pool.scale], options.rate, options.decay)
+        parts = [t.detach().requires_grad_() for t in pool.parts(pool.values)]
+        leaves = pool.leaves(parts)
+        best, most = pool.values.clone(), None
+        for step in range(options.steps + 1):
             if time.monotonic() > self.deadline:
                 raise OutOfTime
             seen = dict.fromkeys(self.splits, torch.empty(0)) if step == 0 else None
             with torch.enable_grad():
                 _, lower = self.run(leaves, rounding=False, record=seen)
-                total = lower[lower.isfinite()].sum()
-            if seen is not None:
-                self._measure(scales, seen)
-            values = {self.target: lower.detach().unsqueeze(1)}
-            if best is None:
-                best = Best(leaves, values)
+                total = torch.where(lower.isfinite(), lower, 0.0).sum()
+            lower = lower.detach()
+            if most is None:
+                most = lower
             else:
-                best.update(everything, leaves, values)
+                best = torch.where((lower > most).unsqueeze(2), pool.values, best)
+                most = torch.maximum(lower, most)
+            if seen is not None:
+                self._measure(pool, seen)
             if step == options.steps or not total.requires_grad:
-                return best
-            keys = [(key, name) for key, own in leaves.items() for name in own]
-            found = torch.autograd.grad(total, [leaves[k][n] for k, n in keys], allow_unused=True)
-            adam.step(leaves, {key: g for key, g in zip(keys, found, strict=True) if g is not None})
-            self._project(leaves)
-            step += 1
+                break
+            adam.step([pool.joined(torch.autograd.grad(total, parts, allow_unused=True))])
+            pool.project()
+        assert most is not None
+        return most, best
 
-    def _start(self, warm: Leaves) -> tuple[Leaves, Leaves]:
-        """Leaves [B, 1, R, *shape] and the scales of their steps [B or 1, 1, 1, *shape]."""
-        leaves: Leaves = {}
-        scales: Leaves = {}
-        for j in self.operators:
-            shape = (self.batch, 1, self.count, *self.graph.nodes[j].shape)
-            for name, p in self.ranges[j].items():
-                width = (p.upper - p.lower)[:, None, None]
-                if bool((width > 0).any()):
-                    first = warm.get((self.target, j), {}).get(name)
-                    value = p.value[:, None, None].expand(shape) if first is None else first
-                    value = torch.where(value.isnan(), p.value[:, None, None], value.detach())
-                    value = value.clamp(p.lower[:, None, None], p.upper[:, None, None])
-                    leaves.setdefault((self.target, j), {})[name] = value.expand(shape).clone()
-                    scales.setdefault((self.target, j), {})[name] = torch.nan_to_num(
-                        width, nan=0.0, posinf=1.0
-                    )
-        self._start_multipliers(warm, leaves, scales)
-        if self.cuts is not None:
-            key = (self.target, min(self.cuts.terms))
-            first = warm.get(key, {}).get(CUT)
-            value = torch.ones_like(self.cuts.least).unsqueeze(1)
-            value = value if first is None else first.nan_to_num(1.0).clamp(min=0)
-            leaves.setdefault(key, {})[CUT] = value.expand(self.batch, -1, -1, -1).clone()
-            scales.setdefault(key, {})[CUT] = torch.full_like(value[:, :, :1, :1], CUT_SCALE)
-        return leaves, scales
-
-    def _start_multipliers(self, warm: Leaves, leaves: Leaves, scales: Leaves) -> None:
-        """Multipliers start at zero where `warm` has none."""
-        for node, ends in self.splits.items():
-            key = (self.target, node)
-            shape = (self.batch, 1, self.count, *self.graph.nodes[node].shape)
+    def _pool(self, warm: Leaves) -> Pool | None:
+        """The free parameters, at `warm` where that has them (NaN: it has not); None where nothing is free."""
+        slopes = [(j, name, p) for j in self.operators for name, p in self.ranges[j].items()]
+        tests = [(p.upper > p.lower).any() for _, _, p in slopes]
+        tests += [(e.lower.isfinite() | e.upper.isfinite()).any() for e in self.splits.values()]
+        chosen = torch.stack(tests).tolist() if tests else []
+        free: list[Free] = []
+        for j, name, p in itertools.compress(slopes, chosen):
+            start, low, high = [t[:, None, None] for t in (p.value, p.lower, p.upper)]
+            scale = torch.nan_to_num(high - low, nan=0.0, posinf=1.0)
+            value = _warm(warm, (self.target, j), name, start)
+            free.append(Free((self.target, j), name, value, low, high, scale))
+        for node, ends in itertools.compress(self.splits.items(), chosen[len(slopes) :]):
             for name, end in ((LOW, ends.lower), (HIGH, ends.upper)):
-                if not bool(end.isfinite().any()):
-                    continue
-                first = warm.get(key, {}).get(name)
-                value = end.new_zeros(1) if first is None else first.nan_to_num(0.0).clamp(min=0)
-                leaves.setdefault(key, {})[name] = value.expand(shape).clone()
-                scales.setdefault(key, {})[name] = end.new_ones(self.batch, *([1] * (len(shape) - 1)))
+                zero = torch.zeros_like(end)[:, None, None]
+                high = torch.where(end.isfinite(), torch.inf, 0.0).to(end)[:, None, None]
+                value = _warm(warm, (self.target, node), name, zero)
+                free.append(Free((self.target, node), name, value, zero, high, torch.ones_like(zero)))
+        if self.cuts is not None:
+            key, one = (self.target, min(self.cuts.terms)), torch.ones_like(self.cuts.least).unsqueeze(1)
+            value, low = _warm(warm, key, CUT, one), torch.zeros_like(one[:, :, :1])
+            free.append(Free(key, CUT, value, low, torch.full_like(low, torch.inf), low + CUT_SCALE))
+        return Pool(free, self.batch, self.count) if free else None
 
-    def _measure(self, scales: Leaves, arrived: Mapping[int, Tensor]) -> None:
+    def _measure(self, pool: Pool, arrived: Mapping[int, Tensor]) -> None:
         """Steps of multipliers are measured by the coefficients that they add to."""
+        scales = pool.leaves(pool.parts(pool.scale))
         for node, coefficients in arrived.items():
-            if coefficients.numel():
-                size = coefficients.detach().abs().flatten(1).amax(1)
-                for name, scale in scales.get((self.target, node), {}).items():
-                    if name in (LOW, HIGH):
-                        scale.copy_(0.3 * size.view(-1, *([1] * (scale.dim() - 1))).expand_as(scale))
-
-    @torch.no_grad()
-    def _project(self, leaves: Leaves) -> None:
-        for (_, j), own in leaves.items():
-            ranges = self.ranges.get(j, {})
-            for name, tensor in own.items():
-                if name in (LOW, HIGH, CUT):
-                    tensor.clamp_(min=0)
-                else:
-                    tensor.clamp_(ranges[name].lower[:, None, None], ranges[name].upper[:, None, None])
+            size = coefficients.detach().abs().flatten(1).amax(1)
+            own = scales.get((self.target, node), {})
+            for scale in [own[name] for name in (LOW, HIGH) if name in own]:
+                scale.copy_(0.3 * size.view(-1, *([1] * (scale.dim() - 1))).expand_as(scale))
 
 
-def _finite(end: Tensor) -> Tensor:
-    return torch.where(end.isfinite(), end, torch.zeros_like(end))
+def _warm(warm: Leaves, key: tuple[int, int], name: str, start: Tensor) -> Tensor:
+    """The parameter that is given, where it is given, else its start."""
+    given = warm.get(key, {}).get(name)
+    return start if given is None else torch.where(given.isnan(), start, given)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from verifier.bounds.ascent import Adam, Leaves
+from verifier.bounds.ascent import Adam
 from verifier.bounds.backward import backward
 from verifier.bounds.crown import relax_at
 from verifier.bounds.cuts import Cuts, Entries
@@ -36,7 +36,6 @@ CLOSED = 0.01
 """A bound is positive enough above so much of what was missing at first."""
 LEAST_GAIN = 0.04
 """Joining goes on while it gains so much of what is missing."""
-_KEY = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -269,15 +268,14 @@ class _Ascent:
         # Neurons whose own coefficient vanishes must not stand still.
         scale = self._a.abs() + 1e-3 * self._a.abs().amax(1, keepdim=True)
         wide = _padded(scale)[:, groups.members].unsqueeze(2)
-        leaves: Leaves = {_KEY: {"s": s.clone(), "beta": groups.beta.clone()}}
-        adam = Adam(leaves, {_KEY: {"s": scale, "beta": wide}}, options.rate, options.decay)
-        s, beta = leaves[_KEY].values()
+        s, beta = s.clone(), groups.beta.clone()
+        adam = Adam([s, beta], [scale, wide], options.rate, options.decay)
         value, down, beta_down = self._value(s, groups)
         best = [value, s.clone(), beta.clone()]
         for _ in range(options.steps):
             if bool((best[0] > self._enough).all()) or time.monotonic() > options.deadline:
                 break
-            adam.step(leaves, {(_KEY, "s"): down, (_KEY, "beta"): beta_down})
+            adam.step([down, beta_down])
             beta.clamp_(min=0)
             value, down, beta_down = self._value(s, replace(groups, beta=beta))
             wins = value > best[0]

@@ -8,7 +8,7 @@ alpha-CROWN spends the time that is not spent in matrix products.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +17,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from verifier.graph import Interval, Relaxation
+from verifier.graph import Relaxation
 from verifier.graph.coefficients import Coefficients, Dense, columns, dot, plain_dot, summed
 from verifier.graph.op import Shape, negligible
 from verifier.graph.patches import Patches
 
 
 def through(
-    coefficients: Coefficients, relaxation: Relaxation, shape: Shape
+    coefficients: Coefficients, relaxation: Relaxation, shape: Shape, finite: bool = False
 ) -> tuple[list[Coefficients], Tensor | None]:
     """One step through an elementwise operator: positive coefficients take the lower line, negative the
     upper.
 
-    Returns the coefficients of each argument and what the intercepts add, [B, R].
+    Returns the coefficients of each argument and what the intercepts add, [B, R]. With `finite` the lines are taken to
+    be so; where they are not, the bound is not a number.
     """
     layout = _Layout.of(coefficients, relaxation, shape)
     wide = layout.wide
@@ -39,11 +40,11 @@ def through(
         below = relaxation.lower_intercept if k == 0 else None
         above = relaxation.upper_intercept if k == 0 else None
         lines = [None if t is None else layout.line(t) for t in (low, high, below, above)]
-        finite = [t if t is None or _is_finite(t) else _finite_part(t) for t in lines[2:]]
-        out, added = _Lines.apply(wide, *lines[:2], *finite)  # pyright: ignore[reportGeneralTypeIssues]
+        known = [t if finite or t is None or _is_finite(t) else _finite_part(t) for t in lines[2:]]
+        out, added = _Lines.apply(wide, *lines[:2], *known)  # pyright: ignore[reportGeneralTypeIssues]
         parts.append(layout.rebuild(out))
         if added is not None:
-            for sign, full, part in zip((1, -1), lines[2:], finite, strict=True):
+            for sign, full, part in zip((1, -1), lines[2:], known, strict=True):
                 if full is not None and full is not part:
                     added = added.masked_fill(_meets((sign * wide).clamp(min=0), full), -torch.inf)
             shift = added.flatten(1)
@@ -53,7 +54,7 @@ def through(
 def through_error(
     coefficients: Coefficients,
     relaxation: Relaxation,
-    boxes: Sequence[Interval],
+    sizes: Sequence[Tensor],
     shape: Shape,
     units: int,
 ) -> Tensor:
@@ -61,8 +62,8 @@ def through_error(
     the sum that `through` makes of the intercepts, with the line that each coefficient takes: [B, R]."""
     layout = _Layout.of(coefficients, relaxation, shape)
     roundings = layout.coefficients.roundings
-    lower = _magnitude(relaxation.lower_slopes, relaxation.lower_intercept, boxes, units, roundings)
-    upper = _magnitude(relaxation.upper_slopes, relaxation.upper_intercept, boxes, units, roundings)
+    lower = _magnitude(relaxation.lower_slopes, relaxation.lower_intercept, sizes, units, roundings)
+    upper = _magnitude(relaxation.upper_slopes, relaxation.upper_intercept, sizes, units, roundings)
     rising, falling = layout.wide.clamp(min=0), layout.wide.clamp(max=0)
     return (_plain(rising, layout.line(lower)) - _plain(falling, layout.line(upper))).flatten(1)
 
@@ -75,17 +76,17 @@ def _plain(a: Tensor, x: Tensor) -> Tensor:
 
 
 def _magnitude(
-    slopes: Sequence[Tensor], intercept: Tensor | None, boxes: Sequence[Interval], units: int, roundings: int
+    slopes: Sequence[Tensor], intercept: Tensor | None, sizes: Sequence[Tensor], units: int, roundings: int
 ) -> Tensor:
     """units (|slope| |x| + |intercept|) + roundings |intercept| of one line, slope and intercept enlarged by what
     underflow may hide: [B, 1 or G, *shape]."""
-    floor, rank = negligible(slopes[0].dtype), boxes[0].lower.dim()
+    floor, rank = negligible(slopes[0].dtype), sizes[0].dim()
     lifted = [None if t is None else t.unsqueeze(1) if t.dim() == rank else t for t in (intercept, *slopes)]
     constant = floor if lifted[0] is None else lifted[0].abs() + floor
     total = (units + (0 if intercept is None else roundings)) * constant
-    for slope, box in zip(lifted[1:], boxes, strict=True):
+    for slope, size in zip(lifted[1:], sizes, strict=True):
         if slope is not None:
-            total = total + units * (slope.abs() + floor) * box.magnitude.unsqueeze(1)
+            total = total + units * (slope.abs() + floor) * size.unsqueeze(1)
     return torch.as_tensor(total)
 
 
@@ -127,6 +128,17 @@ def sane(relaxation: Relaxation) -> Relaxation:
     lower = _finite(relaxation.lower_slopes, relaxation.lower_intercept, -torch.inf)
     upper = _finite(relaxation.upper_slopes, relaxation.upper_intercept, torch.inf)
     return Relaxation(*lower, *upper)
+
+
+def is_finite(relaxations: Iterable[Relaxation]) -> bool:
+    """Whether all their slopes and intercepts are finite, asked of the device once."""
+    tensors = [
+        t
+        for r in relaxations
+        for t in (*r.lower_slopes, *r.upper_slopes, r.lower_intercept, r.upper_intercept)
+    ]
+    sums = [t.detach().sum() for t in tensors if t is not None]
+    return not sums or math.isfinite(float(torch.stack(sums).sum()))
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -47,13 +47,18 @@ HEURISTICS = {
 class ActivationBrancher:
     """Splits the neuron that `heuristic` chooses. Gains of two halves count by their product, as in branching on
     integers (Achterberg 2007): the least gain alone would pass over a split that decides one half. Trials take one step
-    of ascent from the whole's parameters. A subdomain without an unstable neuron is halved along an input."""
+    of ascent from the whole's parameters. A subdomain without an unstable neuron is halved along an input.
+
+    Where fewer than `free` subdomains come out, each is split at the next best neurons, too: on a GPU so many cost no
+    more than one, and every level that is skipped saves a step.
+    """
 
     bounder: Bounder
     heuristic: Heuristic = HEURISTICS["fsb"]
+    free: int = 0
 
     def branch(self, domains: Domains, bounded: Bounded) -> tuple[Domains, Tensor]:
-        """Both halves of every subdomain, and a mask [M] of subdomains that have nothing to split."""
+        """All parts of every subdomain, and a mask [M] of subdomains that have nothing to split."""
         nodes = [i for i in self.bounder.split_nodes if i in bounded.gaps]
         if not nodes:
             return InputBrancher(self.bounder).branch(domains, bounded)
@@ -65,36 +70,47 @@ class ActivationBrancher:
         if bool(ready.any()):
             mine, part = domains.index(ready), bounded.index(ready)
             best = self._choose(mine, part, nodes, values[ready], places[ready])
-            parts += self._halves(mine, part, nodes, best)
+            parts.append(self._split(mine, part, nodes, best))
         if not bool(ready.all()):
             halves, unsplit = InputBrancher(self.bounder).branch(domains.index(~ready), bounded.index(~ready))
             parts.append(self.bounder.tightened(halves))
             stuck[~ready] = unsplit
         return Domains.cat(parts), stuck
 
+    def _split(self, domains: Domains, bounded: Bounded, nodes: list[int], best: Tensor) -> Domains:
+        """All parts by the first of the neurons `best` [M, k] that leave no more parts than are free, or by one."""
+        for level in range(best.shape[1]):
+            if level and 2 * len(domains) > self.free:
+                break
+            copies = torch.arange(len(best), device=best.device).repeat(2**level)
+            whole = bounded.index(copies) if level else bounded
+            domains = Domains.cat(self._halves(domains, whole, nodes, best[copies, level]))
+        return domains
+
     def _choose(
         self, domains: Domains, bounded: Bounded, nodes: list[int], values: Tensor, places: Tensor
     ) -> Tensor:
-        """The place [M] of the best candidate."""
-        keep = self.heuristic.shortcuts
+        """The places [M, k] of the best candidates in order, as many as all subdomains have."""
+        keep, wanted = self.heuristic.shortcuts, max(1, (self.free // len(places)).bit_length() - 1)
+        count = min(wanted, int((values > 0).sum(1).amin()))
         if keep is not None and keep < places.shape[1] and self.bounder.facts.planes is not None:
             score = self._shortcuts(domains, bounded, nodes, places)
-            best = _gain(score, domains.bound, values).topk(keep, dim=1).indices
+            best = _gain(score, domains.bound, values).topk(max(keep, count), dim=1).indices
             values, places = values.gather(1, best), places.gather(1, best)
-        count = places.shape[1]
-        if count == 1 or not self.heuristic.trials:
-            return places[:, 0]
+        if places.shape[1] == 1 or not self.heuristic.trials:
+            return places[:, :count]
         ascent = AscentOptions(steps=1, rate=0.1)
         options = replace(self.bounder.options, ascent=ascent, gaps=False, refine=False, inherit=True)
         quick = self.bounder.with_options(options)
         numbers = sum(node.numel for node in self.bounder.graph.nodes)
-        together = max(1, min(TRIALS, TRIAL_NUMBERS // numbers) // (2 * count))
+        together = max(1, min(TRIALS, TRIAL_NUMBERS // numbers) // (2 * places.shape[1]))
         best = []
         for rows in torch.arange(len(domains), device=places.device).split(together):
             if time.monotonic() > options.deadline:
                 raise OutOfTime
             part = domains.index(rows), bounded.index(rows)
-            best.append(self._try(quick, *part, nodes, values[rows], places[rows]))
+            gain = self._try(quick, *part, nodes, values[rows], places[rows])
+            best.append(places[rows].gather(1, gain.topk(count, dim=1).indices))
         return torch.cat(best)
 
     def _try(
@@ -106,12 +122,12 @@ class ActivationBrancher:
         values: Tensor,
         places: Tensor,
     ) -> Tensor:
-        """The best place [m], by bounds of both halves for every candidate."""
-        columns = places.unbind(1)
-        trial = Domains.cat([half for p in columns for half in self._halves(domains, bounded, nodes, p)])
-        score = quick.estimate(trial).view(len(columns), 2, len(domains))
-        gain = _gain(score.permute(2, 0, 1), domains.bound, values)
-        return places.gather(1, gain.argmax(1, keepdim=True)).squeeze(1)
+        """What every candidate gains [m, K], by bounds of both halves."""
+        count = places.shape[1]
+        copies = torch.arange(len(domains), device=places.device).repeat_interleave(count)
+        trial = self._halves(domains.index(copies), bounded.index(copies), nodes, places.flatten())
+        score = quick.estimate(Domains.cat(trial)).view(2, len(domains), count)
+        return _gain(score.permute(1, 2, 0), domains.bound, values)
 
     def _shortcuts(self, domains: Domains, bounded: Bounded, nodes: list[int], places: Tensor) -> Tensor:
         """Estimated scores [M, K, 2] of both halves of every candidate."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from verifier.bounds.ascent import Leaves
+from verifier.bounds.ascent import Leaves, index_leaves
 from verifier.bounds.backward import LinearBound
 from verifier.bounds.crown import Effort, inner_bounds
 from verifier.bounds.final import Ascent, AscentOptions, FinalPass
@@ -110,15 +110,22 @@ class Bounder:
         return result.replaced(rows, again)
 
     def _settled(self, domains: Domains) -> Bounded:
-        """What a float32 pass would settle but for rounding is redone in float64."""
+        """What a float32 pass would settle but for rounding is redone in float64, at the parameters found."""
         result, doubtful = self._pass(domains, self.dtype)
-        if self.dtype != torch.float64 and bool(doubtful.any()):
-            rows = doubtful.nonzero()[:, 0]
-            exact, _ = self._pass(domains.index(rows), torch.float64)
-            fields = ("score", "disjunct", "refuted", "planes", "constants")
-            merged = {n: getattr(result, n).index_copy(0, rows, getattr(exact, n)) for n in fields}
-            result = replace(result, **merged)
-        return result
+        if self.dtype == torch.float64 or not bool(doubtful.any()):
+            return result
+        rows = doubtful.nonzero()[:, 0]
+        again = self.with_options(replace(self.options, gaps=False))
+        part = domains.index(rows)
+        if result.warm:
+            leaves = index_leaves(result.warm, rows)
+            warm = {k: {n: t.double() for n, t in own.items()} for k, own in leaves.items()}
+            again = again.with_options(replace(again.options, ascent=AscentOptions(steps=0)))
+            part = replace(part, warm=warm)
+        exact, _ = again._pass(part, torch.float64)
+        fields = ("score", "disjunct", "refuted", "planes", "constants")
+        merged = {n: getattr(result, n).index_copy(0, rows, getattr(exact, n)) for n in fields}
+        return replace(result, **merged)
 
     def tightened(self, domains: Domains) -> Domains:
         """With inner enclosures of their own, from their boxes: worth it where all that is left to split is inputs."""
@@ -190,8 +197,7 @@ class Bounder:
         if not self.options.linear:
             return self._from_intervals(domains, packed, final.bounds, empty)
         record = self.elementwise if self.options.gaps else []
-        warm = domains.warm if dtype == self.dtype else {}
-        found = self._improve(final, packed, warm, record)
+        found = self._improve(final, packed, domains.warm, record)
         result, doubtful = self._gather(domains, packed, found.plane, found.lower, final.bounds, empty)
         if record:
             batch = len(domains)

@@ -27,7 +27,7 @@ CLIP_WORK = 30_000_000
 
 
 FIRST = 16
-"""Subdomains in the first batch; later ones are twice as large each."""
+"""Subdomains in the first batch on a CPU; later ones are twice as large each."""
 
 
 class Brancher(Protocol):
@@ -40,9 +40,9 @@ class Brancher(Protocol):
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """`deadline` is a time of `time.monotonic`; `batch` the most subdomains bounded at once; `closed` the least proved
-    score of what was refuted before. `memory` bytes of open subdomains stay on the device, `host` bytes may move
-    to host memory (none, where that is the device)."""
+    """`deadline` is a time of `time.monotonic`; `batch` the most subdomains bounded at once, `first` at first; `closed`
+    the least proved score of what was refuted before. `memory` bytes of open subdomains stay on the device, `host`
+    bytes may move to host memory (none, where that is the device)."""
 
     deadline: float
     batch: int = 1024
@@ -50,6 +50,7 @@ class SearchOptions:
     memory: int = 2 << 30
     host: int = 0
     closed: float = math.inf
+    first: int = FIRST
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Search:
         self._closed = options.closed
         self._stuck = torch.inf
         self._began = time.monotonic()
-        self._size = min(options.batch, FIRST)
+        self._size = min(options.batch, options.first)
         self.domains = 0
         self.branches = 0
 
@@ -152,7 +153,7 @@ class Search:
             children, stuck = self._brancher.branch(rest, left)
             if bool(stuck.any()):
                 self._stuck = min(self._stuck, float(rest.bound[stuck].min()))
-            self.branches += len(children) // 2
+            self.branches += len(children) - len(rest) + int(stuck.sum())
             self._store.push(children)
         return None
 

@@ -40,21 +40,24 @@ class Relu(Univariate):
         return torch.minimum(ends, kink.clamp(min=0) - slope * kink)
 
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
+        """For an active or inactive neuron the range of the lower slope is one point, and the line is exact."""
         lower, upper = xs[0]
         high = (upper > 0).to(lower.dtype)
         low = (lower >= 0).to(lower.dtype) * high
         value = (upper > -lower).to(lower.dtype)
-        return {"lower_slope": Parameter(torch.maximum(low, torch.minimum(value, high)), low, high)}
-
-    def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
-        """For an active or inactive neuron the valid range of the slope is one point, and the line is
-        exact."""
-        lower, upper = xs[0].lower.clamp(max=0), xs[0].upper.clamp(min=0)
+        left, right = lower.clamp(max=0), upper.clamp(min=0)
         info = torch.finfo(lower.dtype)
         # From the smallest number, so that only 0 / 0 changes, to the largest: a width that overflows would give
         # slope 0, and a steeper line through the left end is above as well.
-        chord = upper / (upper - lower).clamp(min=info.tiny * info.eps, max=info.max)
-        return Relaxation((parameters["lower_slope"],), None, (chord,), -chord * lower)
+        chord = right / (right - left).clamp(min=info.tiny * info.eps, max=info.max)
+        return {
+            "lower_slope": Parameter(torch.maximum(low, torch.minimum(value, high)), low, high),
+            "upper_slope": Parameter(chord, chord, chord),
+        }
+
+    def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
+        chord = parameters["upper_slope"]
+        return Relaxation((parameters["lower_slope"],), None, (chord,), -chord * xs[0].lower.clamp(max=0))
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
         return (xs[0].lower < 0) & (xs[0].upper > 0)
