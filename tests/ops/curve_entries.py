@@ -2,16 +2,83 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from verifier.graph import Elementwise
+from verifier.ops.elu import Elu, EluDerivative
+from verifier.ops.erf import Bell, Erf
+from verifier.ops.hyperbolic import Cosh, Sinh
+from verifier.ops.power import Log, Power
+from verifier.ops.rounding import Rounding, Staircase
+from verifier.ops.self_gated import Gelu, Mish, Silu
 from verifier.ops.sigmoid import Sigmoid, SigmoidDerivative, Tanh
+from verifier.ops.softplus import Softplus
+from verifier.ops.softsign import Softsign, SoftsignDerivative
+from verifier.ops.trigonometric import (
+    Asin,
+    AsinDerivative,
+    Asinh,
+    Atan,
+    AtanDerivative,
+    Atanh,
+    Sine,
+    Tan,
+    TanDerivative,
+)
+
+_POSITIVE = {"kinks": (0.0, 1e-3, 1.0, 3.0, -1.0)}
+_WAVES = {"kinks": (0.0, 1.5, math.pi, 40.0)}
+_UNIT = {"kinks": (-1.0, -0.9, 0.0, 0.5, 1.0)}
+_WHOLE = {"kinks": (0.0, 0.5, 1.0, -2.5, 3.0)}
+_TURNS = {"kinks": (-2.3, -1.3, 0.0, 1.0, 2.4)}
+TANH_FORM = {"linear": 2 * math.sqrt(2 / math.pi), "cubic": 2 * math.sqrt(2 / math.pi) * 0.044715}
+
+
+def _powers(*exponents: float) -> list[tuple[str, Callable[[int], Elementwise], dict]]:
+    return [(f"power {p}", lambda n, p=p: Power(p), _POSITIVE) for p in exponents]
+
 
 # class to its forms: (name, how to make it for arguments of shape [n], other fields of harness.Entry)
 CURVES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], dict]]] = {
     Sigmoid: [("sigmoid", lambda n: Sigmoid(), {})],
     Tanh: [("tanh", lambda n: Tanh(), {})],
-    SigmoidDerivative: [
-        (f"order {k}", lambda n, k=k: SigmoidDerivative(k), {"kinks": (-1.3, 0.0, 2.3)}) for k in (1, 2, 3)
+    SigmoidDerivative: [(f"order {k}", lambda n, k=k: SigmoidDerivative(k), _TURNS) for k in (1, 2, 3)],
+    Softplus: [
+        ("plain", lambda n: Softplus(), {}),
+        ("threshold", lambda n: Softplus(20.0), {"kinks": (0.0, 20.0)}),
     ],
+    Elu: [(f"alpha {a}", lambda n, a=a: Elu(a), {}) for a in (1.0, 0.3, 2.0, -1.0)],
+    EluDerivative: [(f"alpha {a}", lambda n, a=a: EluDerivative(a), {}) for a in (0.3, 1.0, 2.0)],
+    Softsign: [("softsign", lambda n: Softsign(), {})],
+    SoftsignDerivative: [(f"order {k}", lambda n, k=k: SoftsignDerivative(k), {}) for k in (1, 2)],
+    Erf: [("erf", lambda n: Erf(), {})],
+    Bell: [
+        ("first", lambda n: Bell((2 / math.sqrt(math.pi),)), _TURNS),
+        ("second", lambda n: Bell((0.0, -2.0)), _TURNS),
+    ],
+    Silu: [
+        ("silu", lambda n: Silu(), _TURNS),
+        ("tanh form of gelu", lambda n: Silu(**TANH_FORM), _TURNS),
+        ("first derivative", lambda n: Silu(1), _TURNS),
+        ("second derivative", lambda n: Silu(2), _TURNS),
+        ("first derivative of the tanh form", lambda n: Silu(1, **TANH_FORM), _TURNS),
+        ("second derivative of the tanh form", lambda n: Silu(2, **TANH_FORM), _TURNS),
+    ],
+    Gelu: [(f"order {k}", lambda n, k=k: Gelu(k), _TURNS) for k in (0, 1, 2)],
+    Mish: [(f"order {k}", lambda n, k=k: Mish(k), _TURNS) for k in (0, 1, 2)],
+    Log: [("log", lambda n: Log(), _POSITIVE)],
+    Power: _powers(0.5, -0.5, 3.0, 4.0, -2.0, -3.0, 0.3, 1.5, -1.7, 5.0),
+    Sine: [("sin", lambda n: Sine(), _WAVES), ("cos", lambda n: Sine(1), _WAVES)],
+    Tan: [("tan", lambda n: Tan(), _WAVES)],
+    TanDerivative: [("sec^2", lambda n: TanDerivative(), _WAVES)],
+    Atan: [("atan", lambda n: Atan(), {})],
+    AtanDerivative: [(f"order {k}", lambda n, k=k: AtanDerivative(k), _TURNS) for k in (1, 2, 3)],
+    Asin: [("asin", lambda n: Asin(), _UNIT)],
+    AsinDerivative: [(f"order {k}", lambda n, k=k: AsinDerivative(k), _UNIT) for k in (1, 2)],
+    Asinh: [("asinh", lambda n: Asinh(), {})],
+    Atanh: [("atanh", lambda n: Atanh(), _UNIT)],
+    Sinh: [("sinh", lambda n: Sinh(), {})],
+    Cosh: [("cosh", lambda n: Cosh(), {})],
+    Staircase: [(k.value, lambda n, k=k: Staircase(k), _WHOLE) for k in Rounding],
 }

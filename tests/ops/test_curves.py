@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -11,12 +12,12 @@ from torch import Tensor
 
 import verifier.ops  # noqa: F401 - registers all operators
 from tests.ops.curve_entries import CURVES
-from verifier.graph import Curve, Elementwise, Interval, Relaxation
+from verifier.graph import Curve, Curved, Elementwise, Interval, Relaxation
 
 FORMS = [
-    pytest.param(make, fields, id=f"{c.__name__}-{name}")
+    pytest.param(make, fields, id=f"{c.__name__}-{name}", marks=[pytest.mark.full] * (k > 0))
     for c, forms in CURVES.items()
-    for name, make, fields in forms
+    for k, (name, make, fields) in enumerate(forms)
 ]
 
 
@@ -38,15 +39,18 @@ def _boxes(
     generator = torch.Generator().manual_seed(6)
 
     def uniform() -> Tensor:
-        return torch.rand(n, generator=generator, dtype=torch.float64)
+        return torch.rand(16 * n, generator=generator, dtype=torch.float64)
 
-    center = torch.tensor(kinks, dtype=torch.float64)[torch.randint(len(kinks), (n,), generator=generator)]
+    center = torch.tensor(kinks, dtype=torch.float64)[
+        torch.randint(len(kinks), (16 * n,), generator=generator)
+    ]
     center = center + 4 * uniform() - 2
     width = 4 * uniform() ** 2 + 1e-2
     lower, upper = (center - width).to(dtype), (center + width).to(dtype)
-    x = Interval(lower.unsqueeze(0), upper.unsqueeze(0))
-    if isinstance(op, Curve) and (usable := op.usable(x)) is not None:
-        x = Interval(x.lower[usable].unsqueeze(0), x.upper[usable].unsqueeze(0))
+    usable = op.usable(Interval(lower, upper)) if isinstance(op, Curve) else None
+    if usable is not None:
+        lower, upper = lower[usable], upper[usable]
+    x = Interval(lower[:n].unsqueeze(0), upper[:n].unsqueeze(0))
     assert x.lower.numel() > 20
     return x
 
@@ -62,7 +66,9 @@ def test_supports_hold_and_are_tight_for_any_slope(make: Callable, fields: dict,
     """Slopes far outside the useful range too, as products of functions ask for them."""
     x = _boxes(make(1), fields.get("kinks", (0.0,)), dtype=dtype)
     op = make(x.lower.shape[1]).to(dtype)
-    points = _grid(x)
+    points = torch.cat(
+        [_grid(x), *[x.lower.new_tensor(k).clamp(x.lower, x.upper) for k in (0.0, *fields.get("kinks", ()))]]
+    )
     values = op.to(torch.float64).forward(points.double())
     generator = torch.Generator().manual_seed(7)
     eps = torch.finfo(dtype).eps
@@ -81,7 +87,9 @@ def test_supports_hold_and_are_tight_for_any_slope(make: Callable, fields: dict,
         ):
             excess = sign * (found[0].double() - truth) / size
             assert (excess >= -4e-16).all(), f"unsound by {-excess.min():.3g}"
-            curving = 1e-4  # what the grid misses between its points
+            curving = (
+                torch.inf if op.jumps else 1e-3
+            )  # what the grid misses: points between its own, sides of jumps
             assert (excess <= curving + 400 * eps).all(), f"loose by {excess.max():.3g}"
 
 
@@ -206,6 +214,35 @@ def _hull(x: Tensor, y: Tensor) -> Tensor:
     height = y[left].unsqueeze(1) + part * (y[right] - y[left].unsqueeze(1))
     height[-1, :] = y[half]
     return height.amax()
+
+
+@pytest.mark.parametrize(("make", "fields"), FORMS)
+def test_pieces_bend_the_way_they_say(make: Callable, fields: dict) -> None:
+    """Differences of the derivative have one sign on every piece, and are none on straight ones."""
+    op = make(1)
+    if not isinstance(op, Curved):
+        return
+    assert op.pieces[0].start == -torch.inf or op.pieces[0].start in (-1.0, 0.0)
+    assert all(a.end == b.start for a, b in itertools.pairwise(op.pieces))
+    for piece in op.pieces:
+        start, end = max(piece.start, -30.0), min(piece.end, 30.0)
+        room = 1e-6 * (end - start)
+        x = torch.linspace(start + room, end - room, 4001, dtype=torch.float64)
+        x = x[op.usable(Interval(x, x))] if op.usable(Interval(x, x)) is not None else x
+        steep = op.derivative(x)
+        rise = steep[1:] - steep[:-1]
+        noise = 4 * op.units * torch.finfo(x.dtype).eps * op.steepness(x, steep) + 1e-300
+        noise = noise[1:] + noise[:-1]
+        if piece.straight:
+            assert (rise.abs() <= noise).all()
+        else:
+            assert ((rise if piece.convex else -rise) >= -noise).all(), f"{piece}"
+        values = op.forward(x)  # and the derivative is that of the value
+        slope = (values[2:] - values[:-2]) / (x[2:] - x[:-2])
+        low, high = torch.minimum(steep[2:], steep[:-2]), torch.maximum(steep[2:], steep[:-2])
+        step = x[2:] - x[:-2]
+        off = 4 * op.error(x, values)[1:-1] / step + noise[1:]
+        assert (slope >= low - off).all() and (slope <= high + off).all()
 
 
 def test_ranges_of_slopes_hold_no_useless_ones() -> None:

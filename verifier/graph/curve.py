@@ -104,6 +104,18 @@ class Curve(Univariate):
         rounding = self.error(x, y) + info.eps * (line.abs() + y.abs()) + info.tiny * (4 + slope.abs())
         return sign * (y - line) + rounding
 
+    def tangent(self, point: Tensor, slope: Tensor, x: Interval, sign: int) -> tuple[Tensor, Tensor]:
+        """At least the maximum of sign * (f - slope x) over an interval on which sign * f is concave, from the tangent
+        at a point near the maximum; and that point, moved into the interval."""
+        point = torch.minimum(torch.maximum(torch.nan_to_num(point), x.lower), x.upper)
+        steep = self.derivative(point)
+        info = torch.finfo(point.dtype)
+        off = self.units * info.eps * (self.steepness(point, steep) + slope.abs()) + 8 * info.tiny
+        excess = sign * (steep - slope)
+        right, left = (off + excess).clamp(min=0), (off - excess).clamp(min=0)
+        rest = torch.maximum(right * (x.upper - point), left * (point - x.lower))
+        return self.gap(slope, point, sign) + rest, point
+
     def interval(self, *xs: Interval) -> Interval:
         if not self.rising:
             return super().interval(*xs)
@@ -335,18 +347,9 @@ class Curved(Curve):
         """The bound from one piece that bends away from lines of this sign, minus infinity beside it."""
         low, high = x.lower.clamp(min=piece.start), x.upper.clamp(max=piece.end)
         beside = low >= high
-        low = torch.where(beside, x.lower, low)
-        high = torch.where(beside, x.upper, high)
-        point = torch.nan_to_num(self.touching(slope, piece), nan=0.0)
-        point = torch.minimum(torch.maximum(point, low), high)
-        steep = self.derivative(point)
-        info = torch.finfo(point.dtype)
-        off = self.units * info.eps * (self.steepness(point, steep) + slope.abs()) + 8 * info.tiny
-        excess = sign * (steep - slope)
-        rest = torch.maximum(
-            (excess + off).clamp(min=0) * (high - point), (off - excess).clamp(min=0) * (point - low)
-        )
-        return (self.gap(slope, point, sign) + rest).masked_fill(beside, -torch.inf), point
+        low, high = torch.where(beside, x.lower, low), torch.where(beside, x.upper, high)
+        bound, point = self.tangent(self.touching(slope, piece), slope, Interval(low, high), sign)
+        return bound.masked_fill(beside, -torch.inf), point
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
         """Not where the function is straight."""
@@ -357,11 +360,12 @@ class Curved(Curve):
         return wanted
 
     def branching_point(self, index: int, *xs: Interval) -> Tensor:
-        """The knot nearest to the middle, where one lies well inside the interval; else the middle."""
+        """The knot nearest to the middle, where one lies well inside the interval (or at all, if the function jumps
+        there); else the middle."""
         lower, upper = xs[index]
         middle = super().branching_point(index, *xs)
         chosen, distance = middle, torch.full_like(middle, torch.inf)
-        margin = 0.05 * (upper - lower)
+        margin = (0.0 if self.jumps else 0.05) * (upper - lower)
         for knot, *_ in self.knots:
             inside = (knot - lower > margin) & (upper - knot > margin)
             nearer = inside & ((middle - knot).abs() < distance)
@@ -399,11 +403,11 @@ class _Table:
         if math.isfinite(start) and math.isfinite(end):
             points = start + (end - start) * (0.5 - 0.5 * (math.pi * part).cos())
         elif math.isfinite(start):
-            points = start + curve.reach * part**2
+            points = start + curve.reach * part**6
         elif math.isfinite(end):
-            points = (end - curve.reach * part**2).flip(0)
+            points = (end - curve.reach * part**6).flip(0)
         else:
-            points = curve.reach * (2 * part - 1) * (2 * part - 1).abs()
+            points = curve.reach * (2 * part - 1) ** 7
         keys = curve.derivative(points)
         if not piece.convex:
             keys, points = keys.flip(0), points.flip(0)

@@ -1,4 +1,4 @@
-"""Products of two values and squares: Mul, and Pow with a small exponent."""
+"""Products of two values, and squares."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Univariate, Value
-from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.graph.registry import OnnxNode, aten_op, onnx_op
 from verifier.ops.arithmetic import as_value, scale_shift
 from verifier.ops.movement import broadcast, joint_shape
 
@@ -147,26 +147,9 @@ def square(builder: Builder, x: Value) -> Value:
     return builder.add(Square(), x)
 
 
-def power(builder: Builder, x: Value, exponent: Tensor) -> Value:
-    """x ** exponent for one constant exponent, 1 or 2. Raises Unsupported for others."""
-    values = exponent.flatten().unique().tolist()
-    if values not in ([1], [2]):
-        raise Unsupported("an exponent other than 1 or 2")
-    y = x if values == [1] else square(builder, x)
-    return broadcast(builder, y, joint_shape(builder.shape(x), exponent.shape))
-
-
 @onnx_op("Mul")
 def _mul(builder: Builder, node: OnnxNode) -> Value:
     return multiply(builder, node.required(0), node.required(1))
-
-
-@onnx_op("Pow", note="exponents 1 and 2")
-def _pow(builder: Builder, node: OnnxNode) -> Value:
-    exponent = node.constant(builder, 1, "exponent")
-    if exponent is None:
-        raise Unsupported("the exponent is missing")
-    return power(builder, node.required(0), exponent)
 
 
 @aten_op("mul.Tensor", "mul.Scalar")
@@ -177,8 +160,3 @@ def _aten_mul(builder: Builder, a: Value, b: Value | float) -> Value:
 @aten_op("square.default")
 def _aten_square(builder: Builder, x: Value) -> Value:
     return square(builder, x)
-
-
-@aten_op("pow.Tensor_Scalar")
-def _aten_pow(builder: Builder, x: Value, exponent: float) -> Value:
-    return power(builder, x, torch.as_tensor(float(exponent)))
