@@ -58,6 +58,7 @@ class Case:
 
 MASK = np.where(np.tril(np.ones((3, 4)), 1) > 0, normal(3, 4), -np.inf).astype(np.float32)
 FAR = np.maximum(MASK, -1e9).astype(np.float32)
+AFFINE = {"s": normal(3), "b": normal(3)}
 POSITIVE = node("Exp", "z", "e")
 CASES = [
     Case("quotient", [POSITIVE, node("Div", "x e")], second=(2, 3)),
@@ -68,6 +69,47 @@ CASES = [
     Case("gated", [node("Exp", "x", "e"), node("Mul", "z e")], second=(2, 3)),
     Case("gated twice", [node("Exp", "x", "e"), node("Relu", "z", "r"), node("Mul", "e r")], second=(2, 3)),
     Case("square", [node("Mul", "x x")]),
+    *[
+        Case(f"LogSoftmax {o} {a}", [node("LogSoftmax", "x", axis=a)], opset=o)
+        for o, a in ((11, 1), (13, 0), (17, -1))
+    ],
+    *[
+        Case(f"{op} {keep}", [node(op, "x", axes=[1], keepdims=keep)])
+        for op in ("ReduceLogSumExp", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceProd")
+        for keep in (0, 1)
+    ],
+    Case("ReduceLogSum", [node("Exp", "x", "e"), node("ReduceLogSum", "e")]),
+    Case(
+        "ReduceProd all", [node("ReduceProd", "x a", keepdims=0)], opset=18, constants={"a": np.array([0, 1])}
+    ),
+    Case("LayerNormalization", [node("LayerNormalization", "x s b")], constants=AFFINE),
+    Case(
+        "LayerNormalization 0", [node("LayerNormalization", "x s b", axis=0, epsilon=0.1)], constants=AFFINE
+    ),
+    Case("RMSNormalization", [node("RMSNormalization", "x s")], opset=23, constants=AFFINE),
+    Case("InstanceNormalization", [node("InstanceNormalization", "x s b")], (1, 3, 4), constants=AFFINE),
+    Case(
+        "GroupNormalization",
+        [node("GroupNormalization", "x s b", num_groups=2)],
+        (1, 4, 2, 2),
+        constants={"s": normal(4), "b": normal(4)},
+        opset=21,
+    ),
+    Case("MeanVarianceNormalization", [node("MeanVarianceNormalization", "x", axes=[1])]),
+    *[Case(f"LpNormalization {p}", [node("LpNormalization", "x", p=p, axis=1)]) for p in (1, 2)],
+    Case("Where", [node("Less", "x z", "c"), node("Where", "c x z")], second=(2, 3)),
+    Case("Where constant", [node("Less", "x n", "c"), node("Where", "c x n")], constants={"n": normal(3)}),
+    Case(
+        "quadratic",
+        [
+            node("MatMul", "x w", "a"),
+            node("MatMul", "x v", "b"),
+            node("Mul", "a b", "p"),
+            node("Mul", "x x", "q"),
+            node("Add", "p q"),
+        ],
+        constants={"w": normal(3, 3), "v": normal(3, 3)},
+    ),
     Case(
         "attention",
         [

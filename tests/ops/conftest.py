@@ -20,13 +20,18 @@ POINTS = 14
 @dataclass(frozen=True)
 class Entry:
     """One form of an operator: `make(n)` returns it for arguments of shape [n]. `equal`: all arguments have
-    one value. `kinks`: points to sample besides the random ones. `flat`: sides on which all lines are constant."""
+    one value. `kinks`: points to sample besides the random ones. `flat`: sides on which all lines are constant.
+    `adapt`: brings boxes and points to where the operator is defined; points that are NaN do not count."""
 
     make: Callable[[int], Elementwise]
     arguments: int = 1
     equal: bool = False
     kinks: tuple[float, ...] = (0.0,)
     flat: tuple[str, ...] = ()
+    adapt: Callable[[list[Interval], list[Tensor]], tuple[list[Interval], list[Tensor]]] = lambda xs, at: (
+        xs,
+        at,
+    )
 
 
 def boxes(dtype: torch.dtype, kinks: Sequence[float], generator: torch.Generator) -> Interval:
@@ -120,7 +125,7 @@ def arguments_for(
         return grown, [at] * entry.arguments
     order = [torch.randperm(CASES, generator=generator) for _ in range(entry.arguments - 1)]
     xs = [first, *[boxes(dtype, entry.kinks, generator).map(lambda t, o=o: t[:, o]) for o in order]]
-    return xs, [points(x, entry.kinks, generator) for x in xs]
+    return entry.adapt(xs, [points(x, entry.kinks, generator) for x in xs])
 
 
 def check(entry: Entry, dtype: torch.dtype, broken: Callable[[Relaxation], Relaxation] = lambda r: r) -> None:

@@ -6,6 +6,7 @@ A new operator is entered in ENTRIES; the registry test says so if it is forgott
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import verifier.ops  # noqa: F401 - registers all operators
 from tests.ops.curve_entries import CURVES
 from verifier.graph import Builder, Elementwise, Interval, Relaxation
 from verifier.ops.alternatives import Alternatives, alternatives
+from verifier.ops.choice import Choice
 from verifier.ops.comparison import Equals
 from verifier.ops.exponential import Exp
 from verifier.ops.gated import Gated
@@ -28,6 +30,7 @@ from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.sigmoid import Sigmoid, Tanh
 from verifier.ops.sign import Sign
 from verifier.ops.step import Step
+from verifier.ops.within import Within
 
 
 def _slopes(n: int) -> Tensor:
@@ -40,6 +43,17 @@ def _slopes(n: int) -> Tensor:
 
 def _step(knots: list[float], levels: list[float]) -> Step:
     return Step(torch.tensor(knots, dtype=torch.float64), torch.tensor(levels, dtype=torch.float64))
+
+
+def _inside(low: float, high: float) -> Callable:
+    """Only points in a range count."""
+    return lambda xs, at: (xs, [torch.where((p >= low) & (p <= high), p, torch.nan) for p in at])
+
+
+def _truths(xs: list[Interval], at: list[Tensor]) -> tuple[list[Interval], list[Tensor]]:
+    """The first argument is 0 or 1, or either."""
+    c = xs[0].map(lambda t: (t > 0).to(t.dtype))
+    return [c, *xs[1:]], [(at[0] > 0).to(at[0].dtype), *at[1:]]
 
 
 # class to its forms: (name, how to make it for arguments of shape [n], other fields of harness.Entry)
@@ -80,6 +94,11 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
         ("sigmoid", lambda n: Gated(Sigmoid()), {"arguments": 2}),
         ("sigmoid and tanh", lambda n: Gated(Sigmoid(), Tanh()), {"arguments": 2}),
     ],
+    Within: [
+        ("both", lambda n: Within(-1.5, 2.0), {"kinks": (-1.5, 0.0, 2.0), "adapt": _inside(-1.5, 2.0)}),
+        ("below", lambda n: Within(0.0, math.inf), {"adapt": _inside(0.0, math.inf)}),
+    ],
+    Choice: [("choice", lambda n: Choice(), {"arguments": 3, "adapt": _truths})],
     Equals: [("equal", lambda n: Equals(), {"arguments": 2, "flat": ("lower",)})],
     Truncate: [("truncate", lambda n: Truncate(), {"kinks": (-2.0, -1.0, 1.0, 3.0)})],
     Maximum: [

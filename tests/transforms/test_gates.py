@@ -6,6 +6,7 @@ import torch
 
 from verifier.bounds.compute import compute_bounds
 from verifier.graph import Builder, Graph
+from verifier.ops.arithmetic import scale_shift
 from verifier.ops.exponential import Exp
 from verifier.ops.gated import Gated
 from verifier.ops.linear import Linear
@@ -20,7 +21,8 @@ from verifier.transforms.gates import join_gates
 
 
 def network(seed: int = 0) -> Graph:
-    """exp(A x) * (B x), and the exponential is read again; 1 / (...) copied along rows; exp times relu; a sign."""
+    """exp(A x) * (B x), and the exponential is read again; 1 / (...) copied along rows; exp times relu; a sign;
+    a relu moved, and scaled too."""
     generator = torch.Generator().manual_seed(seed)
     b = Builder()
     x = b.input("x", (3,))
@@ -38,14 +40,16 @@ def network(seed: int = 0) -> Graph:
     fourth = multiply(b, b.add(Sign(), affine(4)), affine(4))
     moved = permute(b, b.add(Relu(), reshape(b, affine(4), (2, 2))), (1, 0))
     fifth = multiply(b, moved, reshape(b, affine(4), (2, 2)))
-    return b.graph(first, power, second, third, fourth, fifth)
+    tall = scale_shift(b, moved, scale=torch.tensor([[2.0], [0.0]], dtype=torch.float64))
+    sixth = multiply(b, permute(b, tall, (1, 0)), reshape(b, affine(4), (2, 2)))
+    return b.graph(first, power, second, third, fourth, fifth, sixth)
 
 
 def test_the_function_stays_and_bounds_are_tighter() -> None:
     graph = fold(network())
     joined = join_gates(graph)
     kinds = [type(n.op) for n in joined.nodes]
-    assert kinds.count(Gated) == 4 and kinds.count(Product) == 1  # the sign's product stays
+    assert kinds.count(Gated) == 5 and kinds.count(Product) == 1  # the sign's product stays
     assert sum(isinstance(n.op, Gated) and n.op.other is not None for n in joined.nodes) == 1
     names = {n.name for n in joined.nodes}
     assert {n.name for n in graph.nodes if isinstance(n.op, Product)} <= names
@@ -54,8 +58,8 @@ def test_the_function_stays_and_bounds_are_tighter() -> None:
         torch.testing.assert_close(a, b)
     box = Box(torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
     apart, together = (compute_bounds(g, [box], "crown").outputs for g in (graph, fold(joined)))
-    for a, b, y in zip(apart, together, graph.evaluate([points]), strict=True):
-        assert (b.lower <= y).all() and (y <= b.upper).all()
+    for found, y in zip(together, graph.evaluate([points]), strict=True):
+        assert (found.lower <= y).all() and (y <= found.upper).all()
     widths = [sum(float((t.upper - t.lower).sum()) for t in found) for found in (apart, together)]
     assert widths[1] < 0.97 * widths[0]
 

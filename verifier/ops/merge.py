@@ -10,6 +10,7 @@ from torch import Tensor
 from verifier.graph import Builder, Value
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import add, scale_shift
+from verifier.ops.choice import choice
 from verifier.ops.movement import Concat, Take, broadcast, joint_shape, reshape
 
 
@@ -60,12 +61,15 @@ def choose(builder: Builder, condition: Tensor, a: Value, b: Value) -> Value:
     )
 
 
-@onnx_op("Where", note="constant condition")
+def where(builder: Builder, condition: Value, a: Value, b: Value) -> Value:
+    """a where the condition, constant or not, holds, b elsewhere."""
+    known = builder.tensor(condition)
+    return choice(builder, condition, a, b) if known is None else choose(builder, known, a, b)
+
+
+@onnx_op("Where")
 def _where(builder: Builder, node: OnnxNode) -> Value:
-    condition = node.constant(builder, 0, "condition")
-    if condition is None:
-        raise Unsupported("the condition is missing")
-    return choose(builder, condition, node.required(1), node.required(2))
+    return where(builder, *[node.required(i) for i in range(3)])
 
 
 @onnx_op("ScatterND", note="constant indices")
@@ -114,10 +118,7 @@ def _wrapped(indices: Tensor, size: int) -> Tensor:
 
 @aten_op("where.self")
 def _aten_where(builder: Builder, condition: Value, a: Value, b: Value) -> Value:
-    chosen = builder.tensor(condition)
-    if chosen is None:
-        raise Unsupported("a condition that depends on the network's input")
-    return choose(builder, chosen, a, b)
+    return where(builder, condition, a, b)
 
 
 @aten_op("masked_fill.Scalar", "masked_fill.Tensor")

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from verifier.graph import Builder, Graph, Univariate, Value
 from verifier.graph.builder import rewritten
-from verifier.graph.op import Op
+from verifier.graph.op import Op, Shape
+from verifier.ops.arithmetic import ScaleShift, scale_shift
 from verifier.ops.gated import Gated
 from verifier.ops.movement import Permute, Reshape, Take
 from verifier.ops.piecewise_linear import PiecewiseLinear
@@ -15,8 +18,8 @@ from verifier.ops.product import Product
 
 
 def join_gates(graph: Graph) -> Graph:
-    """An equal graph in which products g(x) * y and g(x) * h(y) are one node each, also where g's values are moved or
-    copied in between; `graph` itself where there are none.
+    """An equal graph in which products g(x) * y and g(x) * h(y) are one node each, also where g's values are moved,
+    copied or scaled in between; `graph` itself where there are none.
 
     The function's own node stays where something else reads it: a joint plane is never looser, whoever else reads the
     function, and its range is known from x's in any case. Functions that jump stay apart, because splitting them at
@@ -35,20 +38,40 @@ def join_gates(graph: Graph) -> Graph:
         if i not in found:
             return None
         gate, other = found[i]
-        name = graph.nodes[i].name
         first, second = (_moved(builder, known[part.source], part.moves) for part in (gate, other))
-        return builder.add(Gated(gate.function, other.function), first, second, name=name)  # pyright: ignore[reportArgumentType]
+        y = builder.add(Gated(gate.function, other.function), first, second)  # pyright: ignore[reportArgumentType]
+        for scale in (
+            gate.scale(graph.nodes[gate.source].shape),
+            other.scale(graph.nodes[other.source].shape),
+        ):
+            y = y if scale is None else scale_shift(builder, y, scale=scale)
+        return builder.rename(y, graph.nodes[i].name)
 
     return rewritten(graph, replacement)
 
 
 @dataclass(frozen=True)
 class _Factor:
-    """function(the value of node `source`), then moved; the function may be missing."""
+    """function(the value of node `source`), then moved and scaled; the function may be missing."""
 
     function: Univariate | None
     source: int
-    moves: tuple[Op, ...] = ()
+    steps: tuple[Op, ...] = ()
+
+    @property
+    def moves(self) -> tuple[Op, ...]:
+        return tuple(op for op in self.steps if not isinstance(op, ScaleShift))
+
+    def scale(self, shape: Shape) -> Tensor | None:
+        """By what each element is multiplied in the end, for a source of this shape."""
+        found = None
+        for op in self.steps:
+            if isinstance(op, ScaleShift) and op.scale is not None:
+                found = op.scale.expand(shape) if found is None else found * op.scale
+            elif found is not None:
+                found = op.forward(found.unsqueeze(0)).squeeze(0)
+            shape = op.output_shape(shape)
+        return found
 
 
 def _factors(graph: Graph, i: int) -> tuple[_Factor, _Factor] | None:
@@ -60,15 +83,22 @@ def _factors(graph: Graph, i: int) -> tuple[_Factor, _Factor] | None:
 
 
 def _factor(graph: Graph, position: int) -> _Factor:
-    moves: list[Op] = []
+    steps: list[Op] = []
     at = position
-    while isinstance(op := graph.nodes[at].op, Take | Reshape | Permute):
-        moves.append(op)
+    while isinstance(op := graph.nodes[at].op, Take | Reshape | Permute) or _only_scales(op):
+        steps.append(op)
         at = graph.nodes[at].inputs[0]
     alike = isinstance(op, PiecewiseLinear) or all(t.numel() == 1 for t in op.tensors())
-    if isinstance(op, Univariate) and not op.jumps and not op.no_derivative and (alike or not moves):
-        return _Factor(op, graph.nodes[at].inputs[0], tuple(reversed(moves)))
+    moved = any(not isinstance(step, ScaleShift) for step in steps)
+    if isinstance(op, Univariate) and not op.jumps and not op.no_derivative and (alike or not moved):
+        return _Factor(op, graph.nodes[at].inputs[0], tuple(reversed(steps)))
     return _Factor(None, position)
+
+
+def _only_scales(op: Op) -> bool:
+    if not isinstance(op, ScaleShift) or op.doubt is not None:
+        return False
+    return op.shift is None or not bool(op.shift.any())
 
 
 def _moved(builder: Builder, x: Value, moves: Sequence[Op]) -> Value:
