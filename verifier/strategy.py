@@ -21,6 +21,7 @@ from verifier.branching.bounded import Facts
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher
+from verifier.branching.intervals import by_intervals
 from verifier.branching.root import Root, condensed, root, root_cuts, root_planes
 from verifier.branching.search import FIRST, Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
@@ -222,6 +223,9 @@ class _Run:
             (compiled.clauses >= 0).any(2).to(self.device),
             torch.full((len(compiled.lower),), -math.inf, dtype=torch.float64, device=self.device),
         )
+        start, settled = by_intervals(bounder, start, self.memory // 4)
+        if not len(start):
+            return Outcome(Status.UNSAT, Reason.NONE, settled, len(compiled.lower), 0)
         brancher, batch, closed = InputBrancher(bounder), _batch(bounder), math.inf
         if linear and self._splits_activations(bounder):
             now = time.monotonic()
@@ -231,7 +235,8 @@ class _Run:
             with torch.no_grad():
                 found = self._root(bounder, start)
             if not len(found.start):
-                return Outcome(Status.UNSAT, Reason.NONE, found.closed, len(compiled.lower), 0)
+                closed = min(settled, found.closed)
+                return Outcome(Status.UNSAT, Reason.NONE, closed, len(compiled.lower), 0)
             start, closed = found.start, found.closed
             ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
             settings = replace(settings, refine=False, inherit=True, gaps=True, ascent=ascent)
@@ -249,7 +254,7 @@ class _Run:
             max_domains=self.options.max_domains,
             memory=self.memory // 2,
             host=0 if self.device.type == "cpu" else self._memory(torch.device("cpu")) // 2,
-            closed=closed,
+            closed=min(settled, closed),
         )
         whole = replace(bounder.compiled, graph=compiled.graph, _cast={})
         attempt = _Attempt(self.query, self.networks, whole, self.device)

@@ -23,6 +23,7 @@ from verifier.ops.comparison import Equals
 from verifier.ops.exponential import Exp
 from verifier.ops.gated import Gated
 from verifier.ops.integers import Truncate
+from verifier.ops.lookup import Lookup
 from verifier.ops.maximum import Maximum
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
 from verifier.ops.product import Product, Square, multiply
@@ -141,6 +142,7 @@ def test_every_operator_has_an_entry() -> None:
         for c in _subclasses(Elementwise)
         if c.__module__.startswith("verifier.ops") and not inspect.isabstract(c)
     }
+    own.remove(Lookup)  # whose elements share their arguments: tests/frontends/test_onnx_discrete.py
     missing = sorted(c.__name__ for c in own - set(ENTRIES) - set(CURVES))
     assert not missing, f"enter these operators in ENTRIES of this file: {missing}"
 

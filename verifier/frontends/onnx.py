@@ -10,7 +10,7 @@ import difflib
 import gzip
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ import torch
 import verifier.ops  # noqa: F401  (registers the operators)
 from verifier.environment import find_file
 from verifier.errors import ModelError, UnsupportedError, UnsupportedNode
+from verifier.frontends.onnx_discrete import Discrete
 from verifier.graph import Builder, Graph, Value
 from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, Unsupported, onnx_converter
@@ -170,6 +171,7 @@ class _Importer:
         self.used = {name for node in proto.graph.node for name in node.input} | {
             o.name for o in proto.graph.output
         }
+        self.discrete = Discrete(proto.graph, self.builder, self.values, self._evaluator)
 
     def convert(self) -> None:
         """Convert all nodes into `values`; raises UnsupportedError with all that are refused."""
@@ -214,6 +216,8 @@ class _Importer:
         """The graph of what was converted; the values named in `keep` are outputs after the model's own."""
         outputs = []
         for info in self.proto.graph.output:
+            if info.name in self.discrete.pending:
+                self.values[info.name] = self.discrete.materialise(info.name)
             if info.name not in self.values:
                 raise ModelError(f"No node of the model {self.source} computes its output {info.name!r}.")
             outputs.append(self.values[info.name])
@@ -262,7 +266,7 @@ class _Importer:
             self.unknown.update(node.output)
             return
         for i in node.input:
-            if i and i not in self.values:
+            if i and i not in self.values and i not in self.discrete.pending:
                 raise ModelError(
                     f"Node {name!r} ({node.op_type}) of the model {self.source} reads {i!r}, which nothing before it "
                     "computes. The model is damaged; export it again."
@@ -270,8 +274,11 @@ class _Importer:
         opset = self.opset if node.domain in _STANDARD else self.opsets.get(node.domain, 0)
         operator = node.op_type if node.domain in _STANDARD else f"{node.domain}.{node.op_type}"
         try:
-            results = self._convert(node, name)
+            results = self._placed(node, name)
         except Unsupported as reason:
+            if self.discrete.covers(node):
+                self.discrete.pending.update(o for o in node.output if o)
+                return
             self.refused.append(UnsupportedNode(name, operator, opset, str(reason)))
             self._placeholders(node)
             return
@@ -288,6 +295,15 @@ class _Importer:
         for output, value in zip(node.output, results, strict=False):
             if output:
                 self.values[output] = value
+
+    def _placed(self, node: onnx.NodeProto, name: str) -> Sequence[Value]:
+        """The node's results; functions of integers that it reads become nodes where it reads other things, too."""
+        waiting = [i for i in node.input if i in self.discrete.pending and i not in self.values]
+        if waiting and self.discrete.covers(node):
+            raise Unsupported("it depends on integers")
+        for i in waiting:
+            self.values[i] = self.discrete.materialise(i)
+        return self._convert(node, name)
 
     def _convert(self, node: onnx.NodeProto, name: str) -> Sequence[Value]:
         if node.domain not in _STANDARD:
@@ -307,8 +323,6 @@ class _Importer:
 
     def _fold(self, node: onnx.NodeProto, name: str, inputs: Sequence[Value | None]) -> list[Value]:
         """Compute a node whose result does not depend on the network's input."""
-        from verifier.frontends.onnx_constants import evaluate
-
         arrays: list[np.ndarray | None] = []
         for value in inputs:
             if value is None:
@@ -318,8 +332,14 @@ class _Importer:
             else:
                 tensor = self.builder.tensor(value)
                 arrays.append(None if tensor is None else tensor.numpy())
-        results = evaluate(node, arrays, _attributes(node), self.opset)
+        results = self._evaluator(node)(arrays)
         return [self._constant(canonical(r, name, self.source), name) for r in results]
+
+    def _evaluator(self, node: onnx.NodeProto) -> Callable[[list[np.ndarray | None]], list[np.ndarray]]:
+        from verifier.frontends.onnx_constants import evaluate
+
+        attributes = _attributes(node)
+        return lambda arrays: evaluate(node, arrays, attributes, self.opset)
 
     def _placeholders(self, node: onnx.NodeProto) -> None:
         """Let the nodes after a refused one be examined where the shape of its result is known."""
@@ -335,6 +355,8 @@ class _Importer:
         import onnx
         from onnx import helper, numpy_helper
 
+        if any(n and n not in self.values for n in node.input):
+            return {}
         variables, constants = [], []
         for name in dict.fromkeys(n for n in node.input if n):
             tensor = self.builder.tensor(self.values[name])

@@ -6,6 +6,7 @@ of a second and therefore waits until it is needed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,52 @@ def _divide(inputs: Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
     return a / b
 
 
+def _slice(inputs: Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
+    """Numbers beyond the ends are moved to them, as numpy does."""
+    x = _first(inputs)
+    given: list[list[int] | None] = [
+        [int(v) for v in attributes[name]]
+        if name in attributes
+        else None
+        if len(inputs) <= i or inputs[i] is None
+        else [int(v) for v in np.asarray(inputs[i]).reshape(-1)]
+        for i, name in enumerate(("starts", "ends", "axes", "steps"), start=1)
+    ]
+    starts, ends, axes, steps = given
+    if starts is None or ends is None:
+        raise Unsupported("starts or ends are missing")
+    where = [slice(None)] * x.ndim
+    for k, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        axis, step = k if axes is None else axes[k], 1 if steps is None else steps[k]
+        # Before the first element, where a negative end means the last one to numpy.
+        end = None if step < 0 and end < -x.shape[axis] else end
+        where[axis] = slice(start, end, step)
+    return x[tuple(where)]
+
+
+def _reshape(inputs: Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
+    x = _first(inputs)
+    shape = [int(n) for n in (attributes["shape"] if "shape" in attributes else _second(inputs))]
+    if not attributes.get("allowzero", 0):
+        shape = [x.shape[i] if n == 0 else n for i, n in enumerate(shape)]
+    return x.reshape(shape)
+
+
+def _expand(inputs: Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
+    x, shape = _first(inputs), tuple(int(n) for n in _second(inputs))
+    return np.broadcast_to(x, np.broadcast_shapes(x.shape, shape))
+
+
+def _scatter_nd(inputs: Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
+    data, indices, updates = _first(inputs).copy(), _second(inputs), inputs[2]
+    if attributes.get("reduction", "none") != "none" or updates is None:
+        raise Unsupported("a reduction while scattering")
+    if indices.size and updates.shape != indices.shape[:-1] + data.shape[indices.shape[-1] :]:
+        raise ValueError("The updates do not fit the indices.")
+    data[tuple(np.moveaxis(indices, -1, 0))] = updates
+    return data
+
+
 def _first(inputs: Arrays) -> np.ndarray:
     if not inputs or inputs[0] is None:
         raise Unsupported("input 0 is missing")
@@ -160,6 +207,20 @@ _RULES: dict[str, Callable[[Arrays, Mapping[str, Any]], np.ndarray]] = {
     "Squeeze": _squeeze,
     "Gather": _gather,
     "Concat": _concat,
+    "Slice": _slice,
+    "Reshape": _reshape,
+    "Expand": _expand,
+    "ScatterND": _scatter_nd,
+    "Range": lambda inputs, attributes: np.arange(*[np.asarray(a).item() for a in inputs if a is not None]),
+    "Where": lambda inputs, attributes: np.where(_first(inputs), _second(inputs), np.asarray(inputs[2])),
+    "Neg": lambda inputs, attributes: -_first(inputs),
+    "Not": lambda inputs, attributes: ~_first(inputs).astype(bool),
+    "Less": _binary(np.less),
+    "Greater": _binary(np.greater),
+    "And": _binary(np.logical_and),
+    "Or": _binary(np.logical_or),
+    "Max": lambda inputs, attributes: functools.reduce(np.maximum, [a for a in inputs if a is not None]),
+    "Min": lambda inputs, attributes: functools.reduce(np.minimum, [a for a in inputs if a is not None]),
     "Identity": lambda inputs, attributes: _first(inputs),
     "Transpose": lambda inputs, attributes: np.transpose(_first(inputs), attributes.get("perm")),
     "Add": _binary(np.add),

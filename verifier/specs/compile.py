@@ -25,6 +25,7 @@ from verifier.specs.monomials import linearised, used_columns
 from verifier.specs.normalise import normalise
 from verifier.specs.problem import Problem, Tree, count_disjuncts, disjuncts
 from verifier.specs.query import Kind, Query, Variable
+from verifier.transforms.cells import split_integers
 from verifier.transforms.compare import compare_earlier
 from verifier.transforms.fold import fold
 from verifier.transforms.prepare import prepare
@@ -90,14 +91,12 @@ def compile_query(query: Query, networks: Mapping[str, Network]) -> Compiled:
     margins, atoms = _Margins(builder, values, first, linear).build()
     middle = torch.from_numpy(problem.lower / 2 + problem.upper / 2)
     graph = compare_earlier(builder.graph(margins))
-    return Compiled(
-        graph=fold(prepare(graph, [middle[:TYPICAL].to(graph.dtype)])),
-        lower=torch.from_numpy(problem.lower),
-        upper=torch.from_numpy(problem.upper),
-        clauses=atoms.clauses,
-        strict=atoms.strict,
-        empty_reason=problem.empty_reason,
-    )
+    graph = fold(prepare(graph, [middle[:TYPICAL].to(graph.dtype)]))
+    lower, upper, clauses = torch.from_numpy(problem.lower), torch.from_numpy(problem.upper), atoms.clauses
+    cells = split_integers(graph, lower, upper)
+    if cells is not None:
+        lower, upper, clauses = cells.lower, cells.upper, clauses[cells.owner]
+    return Compiled(graph, lower, upper, clauses, atoms.strict, problem.empty_reason)
 
 
 def _names(query: Query) -> list[str]:
