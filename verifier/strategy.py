@@ -51,6 +51,8 @@ INPUT_DIMENSIONS = 48
 """Up to this many inputs that vary, boxes are split; above, neurons are. Splitting boxes bounds all unstable
 neurons anew for every part, so it also takes a network of at most INPUT_WORK coefficients per pass."""
 INPUT_WORK = 5e6
+INPUTS_TRIED = 2
+"""Coordinates whose halves are compared with those of neurons, in a box of few that vary."""
 STEP_WORK = 3e8
 """Coefficients in one step of branch and bound, about."""
 ROW_WORK = 4e6
@@ -226,7 +228,8 @@ class _Run:
         start, settled = by_intervals(bounder, start, self.memory // 4)
         if not len(start):
             return Outcome(Status.UNSAT, Reason.NONE, settled, len(compiled.lower), 0)
-        brancher, batch, closed = InputBrancher(bounder), _batch(bounder), math.inf
+        free = FREE if self.device.type == "cuda" else 0
+        brancher, batch, closed = InputBrancher(bounder, free), _batch(bounder), math.inf
         if linear and self._splits_activations(bounder):
             now = time.monotonic()
             share = 1 - ATTACK_SHARE if self.options.attack else 1.0
@@ -245,8 +248,9 @@ class _Run:
                 bounder = self._with_cuts(bounder, start)
             heuristic = HEURISTICS.get(self.options.branching, HEURISTICS["fsb"])
             batch = _wide_batch(bounder)
-            free = min(batch, FREE) if self.device.type == "cuda" else 0
-            brancher = ActivationBrancher(bounder, heuristic, free)
+            few = int((compiled.upper > compiled.lower).sum(1).amax()) <= INPUT_DIMENSIONS
+            tried = INPUTS_TRIED if few and self.options.branching == "auto" else 0
+            brancher = ActivationBrancher(bounder, heuristic, min(batch, free), tried)
         limits = SearchOptions(
             deadline=self.deadline,
             batch=self.options.batch_size or batch,
@@ -349,7 +353,8 @@ class _Attempt:
 
 def _batch(bounder: Bounder) -> int:
     """How many subdomains make a step of reasonable work."""
-    return int(min(max(STEP_WORK / _work(bounder.graph), 16), 1024))
+    most, step = (1024, STEP_WORK) if bounder.device.type == "cpu" else (1 << 14, 16 * STEP_WORK)
+    return int(min(max(step / _work(bounder.graph), 16), most))
 
 
 def _wide_batch(bounder: Bounder) -> int:

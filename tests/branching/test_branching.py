@@ -17,6 +17,7 @@ from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.clip import clip
 from verifier.branching.domains import Domains, Store
 from verifier.branching.input_split import InputBrancher, sensitivities
+from verifier.branching.parts import Side, cuts_at, one_part
 from verifier.branching.root import by_disjunct, root_cuts, root_planes
 from verifier.branching.search import Search, SearchOptions
 from verifier.graph import Builder, Graph, Interval
@@ -250,7 +251,7 @@ def test_store_spills_to_host_memory(device: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("kind", ["input", "activation", "several neurons at once"])
+@pytest.mark.parametrize("kind", ["input", "activation", "several neurons at once", "neurons or inputs"])
 def test_halves_cover_their_subdomain(seed: int, kind: str) -> None:
     """Every point of a subdomain lies in one of its parts, for three rounds of splits."""
     graph = network(seed, ["relu", "clip"][seed % 2])
@@ -258,8 +259,8 @@ def test_halves_cover_their_subdomain(seed: int, kind: str) -> None:
     bounder = Bounder(problem, torch.device("cpu"), torch.float64, BoundOptions(gaps=True))
     brancher = InputBrancher(bounder)
     if kind != "input":
-        free = 16 if kind == "several neurons at once" else 0
-        brancher = ActivationBrancher(bounder, Heuristic(3, trials=True), free)
+        free, tried = 16 * (kind == "several neurons at once"), 2 * (kind == "neurons or inputs")
+        brancher = ActivationBrancher(bounder, Heuristic(3, trials=True), free, tried)
     domains, sizes = start(problem), []
     with torch.no_grad():
         for _ in range(3):
@@ -281,7 +282,7 @@ def test_halves_cover_their_subdomain(seed: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", ["input", *HEURISTICS, "several neurons at once"])
+@pytest.mark.parametrize("kind", ["input", *HEURISTICS, "several neurons at once", "neurons or inputs"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_search_proves_what_is_true_and_nothing_more(seed: int, kind: str, dtype: torch.dtype) -> None:
     """The smallest sampled score decides how far the outputs are lifted: a little more is provable, less is not."""
@@ -301,8 +302,8 @@ def test_search_proves_what_is_true_and_nothing_more(seed: int, kind: str, dtype
                 planes = root_planes(bounder, domains, 1 << 20)
             assert planes is not None
             bounder = bounder.with_facts(Facts({}, cuts, planes))
-            free = 0 if kind in HEURISTICS else 16
-            brancher = ActivationBrancher(bounder, HEURISTICS.get(kind, HEURISTICS["fsb"]), free)
+            free, tried = 16 * (kind == "several neurons at once"), 2 * (kind == "neurons or inputs")
+            brancher = ActivationBrancher(bounder, HEURISTICS.get(kind, HEURISTICS["fsb"]), free, tried)
         else:
             brancher = InputBrancher(bounder)
         search = Search(
@@ -425,7 +426,9 @@ def test_shortcuts_of_the_first_layer_are_bounds_of_the_halves() -> None:
         score = brancher._shortcuts(domains, bounded, [node], places)[0]
         options = replace(bounder.options, ascent=AscentOptions(400, 0.2, 0.99), inherit=True, refine=False)
         for k, place in enumerate(places[0]):
-            for high, half in enumerate(brancher._halves(domains, bounded, [node], place.view(1))):
+            cuts = cuts_at(bounder, bounded, [node], place.view(1))
+            for high, side in enumerate((Side.LOW, Side.HIGH)):
+                half = one_part(bounder, domains, bounded, cuts, side)
                 best = bounder.with_options(options).bound(half).score
                 assert float(bounded.score) - 1e-9 <= float(score[k, high]) <= float(best) + 0.02
 

@@ -218,7 +218,7 @@ class FinalPass:
                 best = torch.where((lower > most).unsqueeze(2), pool.values, best)
                 most = torch.maximum(lower, most)
             if seen is not None:
-                self._measure(pool, seen)
+                self._measure(pool, seen, lower)
             if step == options.steps or not total.requires_grad:
                 break
             adam.step([pool.joined(torch.autograd.grad(total, parts, allow_unused=True))])
@@ -250,11 +250,15 @@ class FinalPass:
             free.append(Free(key, CUT, value, low, torch.full_like(low, torch.inf), low + CUT_SCALE))
         return Pool(free, self.batch, self.count) if free else None
 
-    def _measure(self, pool: Pool, arrived: Mapping[int, Tensor]) -> None:
-        """Steps of multipliers are measured by the coefficients that they add to."""
+    def _measure(self, pool: Pool, arrived: Mapping[int, Tensor], lower: Tensor) -> None:
+        """Steps of multipliers are measured by the coefficients that they add to; where all of these are zero (an
+        operator may be flat between its jumps), by what changes the bound by about itself."""
         scales = pool.leaves(pool.parts(pool.scale))
+        missing = torch.nan_to_num(lower.detach(), neginf=0.0).abs().amax(1)
         for node, coefficients in arrived.items():
             size = coefficients.detach().abs().flatten(1).amax(1)
+            reach = self.bounds[node].magnitude.flatten(1).amax(1).clamp(min=torch.finfo(size.dtype).tiny)
+            size = torch.where(size > 0, size, (missing / reach).nan_to_num(1.0, posinf=1.0))
             own = scales.get((self.target, node), {})
             for scale in [own[name] for name in (LOW, HIGH) if name in own]:
                 scale.copy_(0.3 * size.view(-1, *([1] * (scale.dim() - 1))).expand_as(scale))

@@ -13,10 +13,10 @@ from verifier.bounds.final import AscentOptions
 from verifier.branching.bounded import Bounded
 from verifier.branching.bounding import Bounder
 from verifier.branching.domains import Domains
-from verifier.branching.input_split import InputBrancher
-from verifier.branching.multipliers import add_multipliers, split_multipliers
+from verifier.branching.input_split import InputBrancher, halves
+from verifier.branching.parts import Side, all_parts, branching_points, cuts_at, one_part
 from verifier.branching.scores import Argument, shortcut
-from verifier.graph import Elementwise, Interval
+from verifier.graph import Interval
 
 LEAST_GAIN = 0.01
 """What a half gains at least, of what is missing: products of gains tell splits apart that leave one half as it is."""
@@ -50,12 +50,14 @@ class ActivationBrancher:
     of ascent from the whole's parameters. A subdomain without an unstable neuron is halved along an input.
 
     Where fewer than `free` subdomains come out, each is split at the next best neurons, too: on a GPU so many cost no
-    more than one, and every level that is skipped saves a step.
+    more than one, and every level that is skipped saves a step. The best `inputs` coordinates of the box are tried as
+    well, with inner enclosures of the halves' own, and halved where that gains more.
     """
 
     bounder: Bounder
     heuristic: Heuristic = HEURISTICS["fsb"]
     free: int = 0
+    inputs: int = 0
 
     def branch(self, domains: Domains, bounded: Bounded) -> tuple[Domains, Tensor]:
         """All parts of every subdomain, and a mask [M] of subdomains that have nothing to split."""
@@ -69,49 +71,77 @@ class ActivationBrancher:
         parts: list[Domains] = []
         if bool(ready.any()):
             mine, part = domains.index(ready), bounded.index(ready)
-            best = self._choose(mine, part, nodes, values[ready], places[ready])
-            parts.append(self._split(mine, part, nodes, best))
+            best, gain = self._choose(mine, part, nodes, values[ready], places[ready])
+            if self.inputs:
+                boxes, chosen = self._halved(mine, part, gain)
+                parts.append(boxes)
+                mine, part, best = mine.index(~chosen), part.index(~chosen), best[~chosen]
+            if len(best):
+                parts.append(self._split(mine, part, nodes, best))
         if not bool(ready.all()):
-            halves, unsplit = InputBrancher(self.bounder).branch(domains.index(~ready), bounded.index(~ready))
-            parts.append(self.bounder.tightened(halves))
+            boxes, unsplit = InputBrancher(self.bounder).branch(domains.index(~ready), bounded.index(~ready))
+            parts.append(self.bounder.tightened(boxes))
             stuck[~ready] = unsplit
         return Domains.cat(parts), stuck
+
+    def _halved(self, domains: Domains, bounded: Bounded, gain: Tensor) -> tuple[Domains, Tensor]:
+        """Halves of the boxes of those subdomains where that gains more than `gain` [M], and which these are."""
+        score = InputBrancher(self.bounder).scores(domains, bounded)
+        values, best = score.topk(min(self.inputs, score.shape[1]), dim=1)
+        count = best.shape[1]
+        copies = torch.arange(len(domains), device=best.device).repeat_interleave(count)
+        trial = self.bounder.tightened(Domains.cat(halves(domains.index(copies), best.flatten())))
+        found = self._quick().estimate(trial).view(2, len(domains), count)
+        most, place = _gain(found.permute(1, 2, 0), domains.bound, values).max(1)
+        chosen = most > gain
+        rows = chosen.nonzero()[:, 0]
+        at = rows * count + place[rows]
+        return trial.index(torch.cat([at, at + len(copies)])), chosen
 
     def _split(self, domains: Domains, bounded: Bounded, nodes: list[int], best: Tensor) -> Domains:
         """All parts by the first of the neurons `best` [M, k] that leave no more parts than are free, or by one."""
         for level in range(best.shape[1]):
             if level and 2 * len(domains) > self.free:
                 break
-            copies = torch.arange(len(best), device=best.device).repeat(2**level)
-            whole = bounded.index(copies) if level else bounded
-            domains = Domains.cat(self._halves(domains, whole, nodes, best[copies, level]))
+            cuts = cuts_at(self.bounder, bounded, nodes, best[:, level])
+            domains, rows = all_parts(self.bounder, domains, bounded, cuts)
+            bounded, best = bounded.index(rows), best[rows]
         return domains
+
+    def _quick(self) -> Bounder:
+        """Bounds to compare splits by."""
+        ascent = AscentOptions(steps=1, rate=0.1)
+        return self.bounder.with_options(
+            replace(self.bounder.options, ascent=ascent, gaps=False, refine=False, inherit=True)
+        )
 
     def _choose(
         self, domains: Domains, bounded: Bounded, nodes: list[int], values: Tensor, places: Tensor
-    ) -> Tensor:
-        """The places [M, k] of the best candidates in order, as many as all subdomains have."""
+    ) -> tuple[Tensor, Tensor]:
+        """The places [M, k] of the best candidates in order, as many as all subdomains have, and what the best one
+        gains [M], where that is asked for."""
         keep, wanted = self.heuristic.shortcuts, max(1, (self.free // len(places)).bit_length() - 1)
         count = min(wanted, int((values > 0).sum(1).amin()))
         if keep is not None and keep < places.shape[1] and self.bounder.facts.planes is not None:
             score = self._shortcuts(domains, bounded, nodes, places)
             best = _gain(score, domains.bound, values).topk(max(keep, count), dim=1).indices
             values, places = values.gather(1, best), places.gather(1, best)
-        if places.shape[1] == 1 or not self.heuristic.trials:
-            return places[:, :count]
-        ascent = AscentOptions(steps=1, rate=0.1)
-        options = replace(self.bounder.options, ascent=ascent, gaps=False, refine=False, inherit=True)
-        quick = self.bounder.with_options(options)
+        if not self.inputs and (places.shape[1] == 1 or not self.heuristic.trials):
+            return places[:, :count], domains.bound
+        if not self.heuristic.trials:
+            values, places = values[:, :count], places[:, :count]
+        quick = self._quick()
         numbers = sum(node.numel for node in self.bounder.graph.nodes)
         together = max(1, min(TRIALS, TRIAL_NUMBERS // numbers) // (2 * places.shape[1]))
-        best = []
+        best, gains = [], []
         for rows in torch.arange(len(domains), device=places.device).split(together):
-            if time.monotonic() > options.deadline:
+            if time.monotonic() > self.bounder.options.deadline:
                 raise OutOfTime
             part = domains.index(rows), bounded.index(rows)
-            gain = self._try(quick, *part, nodes, values[rows], places[rows])
-            best.append(places[rows].gather(1, gain.topk(count, dim=1).indices))
-        return torch.cat(best)
+            gain, order = self._try(quick, *part, nodes, values[rows], places[rows]).topk(count, dim=1)
+            best.append(places[rows].gather(1, order))
+            gains.append(gain[:, 0])
+        return torch.cat(best), torch.cat(gains)
 
     def _try(
         self,
@@ -125,7 +155,9 @@ class ActivationBrancher:
         """What every candidate gains [m, K], by bounds of both halves."""
         count = places.shape[1]
         copies = torch.arange(len(domains), device=places.device).repeat_interleave(count)
-        trial = self._halves(domains.index(copies), bounded.index(copies), nodes, places.flatten())
+        mine, whole = domains.index(copies), bounded.index(copies)
+        cuts = cuts_at(self.bounder, whole, nodes, places.flatten())
+        trial = [one_part(self.bounder, mine, whole, cuts, side) for side in (Side.LOW, Side.HIGH)]
         score = quick.estimate(Domains.cat(trial)).view(2, len(domains), count)
         return _gain(score.permute(1, 2, 0), domains.bound, values)
 
@@ -140,7 +172,7 @@ class ActivationBrancher:
             rows, k = ((places >= start) & (places < start + size)).nonzero(as_tuple=True)
             column = places[rows, k] - start
             ends = [t.flatten(1)[rows, column] for t in bounded.bounds[i].expand(len(domains))]
-            point = self._points(i, bounded, len(domains)).flatten(1)[rows, column]
+            point = branching_points(bounder, i, bounded, len(domains)).flatten(1)[rows, column]
             for high, half in enumerate((Interval(ends[0], point), Interval(point, ends[1]))):
                 argument = Argument(rows, column, half)
                 score[rows, k, high] = shortcut(
@@ -148,47 +180,6 @@ class ActivationBrancher:
                 )
             start += size
         return score
-
-    def _halves(
-        self, domains: Domains, bounded: Bounded, nodes: list[int], places: Tensor
-    ) -> tuple[Domains, Domains]:
-        """The subdomains with x <= point and with x >= point for the neuron at `places` [M] among all of `nodes`."""
-        halves = [(dict(domains.splits), {k: dict(own) for k, own in domains.warm.items()}) for _ in range(2)]
-        start = 0
-        for i in nodes:
-            shape = self.bounder.graph.nodes[i].shape
-            size = self.bounder.graph.nodes[i].numel
-            mine = ((places >= start) & (places < start + size)).nonzero()[:, 0]
-            if len(mine):
-                column = places[mine] - start
-                point = self._points(i, bounded, len(domains)).flatten(1)[mine, column]
-                whole = bounded.bounds[i].expand(len(domains)).index(mine)
-                for high, (splits, warm) in enumerate(halves):
-                    half = _half(whole, column, point, bool(high))
-                    splits[i] = _constrained(
-                        domains.splits.get(i) or Interval.everything(len(domains), half.lower),
-                        half,
-                        mine,
-                        column,
-                    )
-                    if domains.warm:
-                        values = split_multipliers(self.bounder, bounded, i, half, mine, column)
-                        like = half.lower.new_empty(len(domains), 1, values[0].shape[1], *shape)
-                        key = (self.bounder.target, i)
-                        add_multipliers(warm, key, values, (mine, column), like)
-            start += size
-        first, second = [replace(domains, splits=splits, warm=warm) for splits, warm in halves]
-        return first, second
-
-    def _points(self, node: int, bounded: Bounded, batch: int) -> Tensor:
-        """The branching points [M, *shape] of the first operator that reads the node."""
-        graph = self.bounder.graph
-        for i in self.bounder.elementwise:
-            op, inputs = graph.nodes[i].op, graph.nodes[i].inputs
-            if node in inputs and isinstance(op, Elementwise):
-                boxes = [bounded.bounds[j].expand(batch) for j in inputs]
-                return op.branching_point(inputs.index(node), *boxes)
-        raise KeyError(f"No elementwise operator reads node {node}.")
 
 
 def _gain(score: Tensor, whole: Tensor, values: Tensor) -> Tensor:
@@ -198,21 +189,3 @@ def _gain(score: Tensor, whole: Tensor, values: Tensor) -> Tensor:
     gain = (score.clamp(max=0) - before).clamp(min=0) - LEAST_GAIN * before
     wide = 1 + 1e-3 * values / values.amax(1, keepdim=True).clamp(min=1e-30)
     return torch.where(values > 0, gain.prod(2) * wide, -torch.inf)
-
-
-def _half(whole: Interval, column: Tensor, point: Tensor, high: bool) -> Interval:
-    """`whole` [m, *shape] with element `column` [m] of each cut at `point` [m]."""
-    end = whole.lower if high else whole.upper
-    moved = end.flatten(1).scatter(1, column.unsqueeze(1), point.unsqueeze(1)).view(end.shape)
-    return Interval(moved, whole.upper) if high else Interval(whole.lower, moved)
-
-
-def _constrained(splits: Interval, half: Interval, rows: Tensor, column: Tensor) -> Interval:
-    """The constraints `splits` [M, *shape] with those of one more element, both of its ends: the other end held before
-    the split too, and its multiplier takes the place of the line that the split makes exact."""
-    every = torch.arange(len(rows), device=rows.device)
-    ends = [end.flatten(1)[every, column] for end in half]
-    lower, upper = splits.lower.flatten(1).clone(), splits.upper.flatten(1).clone()
-    lower[rows, column] = torch.maximum(lower[rows, column], ends[0])
-    upper[rows, column] = torch.minimum(upper[rows, column], ends[1])
-    return Interval(lower.view_as(splits.lower), upper.view_as(splits.upper))

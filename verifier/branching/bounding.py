@@ -184,7 +184,7 @@ class Bounder:
         packed = self._pack(domains)
         scale = torch.ones(packed.atoms.shape, dtype=dtype, device=self.device)
         rows = Rows(packed.atoms.clamp(min=0), scale, last.shape)
-        splits = {i: c.to(dtype) for i, c in domains.splits.items()}
+        splits = {i: _binding(c.to(dtype), bounds.get(i)) for i, c in domains.splits.items()}
         cuts = self.facts.cuts
         cuts = None if cuts is None else cuts.index(domains.case).to(dtype, self.device)
         count = packed.atoms.shape[1]
@@ -301,3 +301,13 @@ class Bounder:
             packed.atoms.gather(1, candidates) >= 0, found.lower.gather(1, candidates), -torch.inf
         )
         return candidates.gather(1, values.argmax(1, keepdim=True)).squeeze(1)
+
+
+def _binding(splits: Interval, enclosure: Interval | None) -> Interval:
+    """Without the constraints that hold with room to spare: their multipliers could only do harm."""
+    if enclosure is None:
+        return splits
+    return Interval(
+        torch.where(enclosure.lower > splits.lower, -torch.inf, splits.lower),
+        torch.where(enclosure.upper < splits.upper, torch.inf, splits.upper),
+    )

@@ -107,31 +107,53 @@ def scores(domains: Domains, bounded: Bounded, clauses: Tensor, jacobian: Tensor
     return (torch.nan_to_num(slope, nan=0.0, posinf=1e30).flatten(1, 2) * width).sum(1)
 
 
-def halve(domains: Domains, score: Tensor) -> tuple[Domains, Tensor]:
-    """Both halves along the best coordinate of each box, and a mask [M] of boxes that have nothing to halve."""
-    middle = domains.lower + (domains.upper - domains.lower) / 2
-    splittable = (middle > domains.lower) & (middle < domains.upper)
-    score = torch.where(splittable, score + 1e-30, -1.0)
-    best = score.argmax(1, keepdim=True)
-    stuck = score.amax(1) < 0
-    kept = domains.index(~stuck)
-    best, middle = best[~stuck], middle[~stuck].gather(1, best[~stuck])
-    low = replace(kept, upper=kept.upper.scatter(1, best, middle))
-    high = replace(kept, lower=kept.lower.scatter(1, best, middle))
-    return Domains.cat([low, high]), stuck
+def halves(domains: Domains, coordinate: Tensor) -> tuple[Domains, Domains]:
+    """Both halves of every box along its `coordinate` [M]."""
+    best = coordinate.unsqueeze(1)
+    middle = middles(domains).gather(1, best)
+    return (
+        replace(domains, upper=domains.upper.scatter(1, best, middle)),
+        replace(domains, lower=domains.lower.scatter(1, best, middle)),
+    )
+
+
+def middles(domains: Domains) -> Tensor:
+    """The middles of the boxes, [M, n_in]."""
+    return domains.lower + (domains.upper - domains.lower) / 2
 
 
 @dataclass(frozen=True, eq=False)
 class InputBrancher:
-    """Halves every box along the coordinate with the best score."""
+    """Halves every box along the coordinate with the best score; along the next ones too where fewer than `free` boxes
+    come out."""
 
     bounder: Bounder
+    free: int = 0
 
     def branch(self, domains: Domains, bounded: Bounded) -> tuple[Domains, Tensor]:
-        """Both halves of every subdomain, and a mask [M] of subdomains that have nothing to halve."""
+        """All parts of every subdomain, and a mask [M] of subdomains that have nothing to halve."""
+        score = self.scores(domains, bounded)
+        stuck = score.amax(1) < 0
+        kept, score = domains.index(~stuck), score[~stuck]
+        while len(kept):
+            value, best = score.max(1)
+            kept = Domains.cat(halves(kept, best))
+            if 2 * len(kept) > self.free:
+                break
+            score = score.scatter(1, best.unsqueeze(1), value.unsqueeze(1) / 2).repeat(2, 1)
+            middle = middles(kept)
+            score = torch.where((middle > kept.lower) & (middle < kept.upper), score, -1.0)
+            if bool((score.amax(1) < 0).any()):
+                break
+        return kept, stuck
+
+    def scores(self, domains: Domains, bounded: Bounded) -> Tensor:
+        """What halving each coordinate may gain [M, n_in], -1 where there is nothing to halve."""
         graph = self.bounder.graph
         widest = max(graph.nodes[i].numel for i in graph.ancestors(self.bounder.target))
         jacobian = None
         if len(domains) * domains.lower.shape[1] * widest <= SENSITIVITY_WORK:
             jacobian = sensitivities(graph, bounded.bounds, len(domains))
-        return halve(domains, scores(domains, bounded, self.bounder.clauses, jacobian))
+        score = scores(domains, bounded, self.bounder.clauses, jacobian)
+        middle = middles(domains)
+        return torch.where((middle > domains.lower) & (middle < domains.upper), score + 1e-30, -1.0)
