@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from verifier.graph import Elementwise
+import torch
+
+from verifier.graph import Builder, Elementwise, Value
 from verifier.ops.elu import Elu, EluDerivative
 from verifier.ops.erf import Bell, Erf
-from verifier.ops.hyperbolic import Cosh, Sinh
+from verifier.ops.hyperbolic import Acosh, Asinh, Atanh, Cosh, Sinh
+from verifier.ops.piecewise_polynomial import PiecewisePolynomial, b_spline, hard_swish, poly_relu
 from verifier.ops.power import Log, Power
 from verifier.ops.rounding import Rounding, Staircase
 from verifier.ops.self_gated import Gelu, Mish, Silu
@@ -18,10 +21,8 @@ from verifier.ops.softsign import Softsign, SoftsignDerivative
 from verifier.ops.trigonometric import (
     Asin,
     AsinDerivative,
-    Asinh,
     Atan,
     AtanDerivative,
-    Atanh,
     Sine,
     Tan,
     TanDerivative,
@@ -37,6 +38,37 @@ TANH_FORM = {"linear": 2 * math.sqrt(2 / math.pi), "cubic": 2 * math.sqrt(2 / ma
 
 def _powers(*exponents: float) -> list[tuple[str, Callable[[int], Elementwise], dict]]:
     return [(f"power {p}", lambda n, p=p: Power(p), _POSITIVE) for p in exponents]
+
+
+def _built(make: Callable[[Builder, Value], Value], n: int, order: int = 0) -> Elementwise:
+    """The operator that a builder's function appends to a value of shape [n], or its derivative."""
+    builder = Builder()
+    x = builder.input("x", (n,))
+    y = make(builder, x)
+    op, _ = builder.made_by(y)
+    assert isinstance(op, Elementwise)
+    for _ in range(order):
+        part = op.vjp(builder, [x], builder.add(op, x), builder.input(f"c{order}", (n,)))[0]
+        assert part is not None
+        op, _ = builder.made_by(builder.made_by(part)[1][1])
+        assert isinstance(op, Elementwise)
+    return op
+
+
+def _spline(n: int, degree: int, order: int = 0) -> Elementwise:
+    """A spline of its own for every element."""
+    grid = torch.linspace(-2, 2, 8, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    coefficients = torch.randn(7 - degree, n, generator=generator, dtype=torch.float64)
+    return _built(lambda b, x: b_spline(b, x, grid, coefficients, degree), n, order)
+
+
+def _poly_relu(n: int, order: int = 0) -> Elementwise:
+    return _built(lambda b, x: poly_relu(b, x, [0.1, 0.3, -0.7, 0.4]), n, order)
+
+
+_GRID = {"kinks": tuple(-2 + 4 * k / 7 for k in range(8))}
+_HARD = {"kinks": (-3.0, 0.0, 3.0)}
 
 
 # class to its forms: (name, how to make it for arguments of shape [n], other fields of harness.Entry)
@@ -78,7 +110,19 @@ CURVES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], di
     AsinDerivative: [(f"order {k}", lambda n, k=k: AsinDerivative(k), _UNIT) for k in (1, 2)],
     Asinh: [("asinh", lambda n: Asinh(), {})],
     Atanh: [("atanh", lambda n: Atanh(), _UNIT)],
+    Acosh: [("acosh", lambda n: Acosh(), {"kinks": (1.0, 1.5, 4.0)})],
     Sinh: [("sinh", lambda n: Sinh(), {})],
     Cosh: [("cosh", lambda n: Cosh(), {})],
+    PiecewisePolynomial: [
+        ("hard swish", lambda n: _built(hard_swish, n), _HARD),
+        ("cubic spline", lambda n: _spline(n, 3), _GRID),
+        ("derivative of a cubic spline", lambda n: _spline(n, 3, 1), _GRID),
+        ("quadratic spline", lambda n: _spline(n, 2), _GRID),
+        ("linear spline", lambda n: _spline(n, 1), _GRID),
+        ("steps", lambda n: _spline(n, 0), _GRID),
+        ("polynomial of relu", lambda n: _poly_relu(n), {}),
+        ("derivative of a polynomial of relu", lambda n: _poly_relu(n, 1), {}),
+        ("derivative of hard swish", lambda n: _built(hard_swish, n, 1), _HARD),
+    ],
     Staircase: [(k.value, lambda n, k=k: Staircase(k), _WHOLE) for k in Rounding],
 }

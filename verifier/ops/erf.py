@@ -14,6 +14,7 @@ from torch import Tensor
 from verifier.graph import Builder, Curved, Piece, Value
 from verifier.graph.curve import alternating
 from verifier.graph.registry import OnnxNode, aten_op, onnx_op
+from verifier.ops.arithmetic import scale_shift
 from verifier.ops.product import multiply
 from verifier.ops.sigmoid import S_SHAPE
 
@@ -112,3 +113,8 @@ def _erf(builder: Builder, node: OnnxNode) -> Value:
 @aten_op("erf.default")
 def _aten_erf(builder: Builder, x: Value) -> Value:
     return builder.add(Erf(), x)
+
+
+@aten_op("erfc.default")
+def _aten_erfc(builder: Builder, x: Value) -> Value:
+    return scale_shift(builder, builder.add(Erf(), x), scale=-1.0, shift=1.0)

@@ -15,9 +15,7 @@ from verifier.graph import Builder, Curve, Curved, Interval, Piece, Value
 from verifier.graph.curve import alternating
 from verifier.graph.registry import OnnxNode, aten_op, onnx_op
 from verifier.ops.arithmetic import scale_shift
-from verifier.ops.power import power
-from verifier.ops.product import multiply, square
-from verifier.ops.reciprocal import Reciprocal
+from verifier.ops.product import multiply
 from verifier.ops.sigmoid import S_SHAPE
 
 _TURN = 2 * math.pi
@@ -263,7 +261,7 @@ def _rational(order: int) -> list[float]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Between(Curved):
+class Between(Curved):
     """Functions on (-1, 1) whose slopes have no limit at its ends."""
 
     def slopes(self, x: Interval) -> Interval:
@@ -273,7 +271,7 @@ class _Between(Curved):
 
 
 @dataclass(frozen=True, eq=False)
-class Asin(_Between):
+class Asin(Between):
     """The inverse of the sine, on [-1, 1]; an interval that leaves it has no bound."""
 
     bottom, top, rising = -math.pi / 2, math.pi / 2, True
@@ -303,7 +301,7 @@ class Asin(_Between):
 
 
 @dataclass(frozen=True, eq=False)
-class AsinDerivative(_Between):
+class AsinDerivative(Between):
     """The first or second derivative of asin: (1 - x^2)^(-1/2) and x (1 - x^2)^(-3/2), on (-1, 1)."""
 
     order: int
@@ -355,64 +353,6 @@ def arc_cosine(builder: Builder, x: Value) -> Value:
     return scale_shift(builder, builder.add(Asin(), x), scale=-1.0, shift=half, doubt=doubt)
 
 
-@dataclass(frozen=True, eq=False)
-class Asinh(Curved):
-    """The inverse of the hyperbolic sine."""
-
-    rising = True
-
-    @property
-    def pieces(self) -> tuple[Piece, ...]:
-        return S_SHAPE
-
-    def forward(self, *xs: Tensor) -> Tensor:
-        return xs[0].asinh()
-
-    def derivative(self, x: Tensor) -> Tensor:
-        return torch.hypot(x, torch.ones_like(x)).reciprocal()
-
-    def touching(self, slope: Tensor, piece: Piece) -> Tensor:
-        slope = slope.clamp(1e-18, 1)
-        distance = ((1 - slope) * (1 + slope)).sqrt() / slope
-        return -distance if piece.convex else distance
-
-    def vjp(
-        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
-    ) -> Sequence[Value | None]:
-        inner = scale_shift(builder, square(builder, inputs[0]), shift=1.0)
-        return [multiply(builder, cotangent, power(builder, inner, -0.5))]
-
-
-@dataclass(frozen=True, eq=False)
-class Atanh(_Between):
-    """The inverse of the hyperbolic tangent, on (-1, 1)."""
-
-    rising = True
-
-    @property
-    def pieces(self) -> tuple[Piece, ...]:
-        return Piece(-1.0, 0.0, False), Piece(0.0, 1.0, True)
-
-    def usable(self, x: Interval) -> Tensor:
-        return x.magnitude < 1
-
-    def forward(self, *xs: Tensor) -> Tensor:
-        return xs[0].atanh()
-
-    def derivative(self, x: Tensor) -> Tensor:
-        return ((1 - x) * (1 + x)).reciprocal()
-
-    def touching(self, slope: Tensor, piece: Piece) -> Tensor:
-        distance = (1 - slope.clamp(min=1).reciprocal()).sqrt().clamp(max=1 - torch.finfo(slope.dtype).eps)
-        return distance if piece.convex else -distance
-
-    def vjp(
-        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
-    ) -> Sequence[Value | None]:
-        inner = scale_shift(builder, square(builder, inputs[0]), scale=-1.0, shift=1.0)
-        return [multiply(builder, cotangent, builder.add(Reciprocal(), inner))]
-
-
 @onnx_op("Sin")
 def _sin(builder: Builder, node: OnnxNode) -> Value:
     return builder.add(Sine(), node.required(0))
@@ -443,16 +383,6 @@ def _acos(builder: Builder, node: OnnxNode) -> Value:
     return arc_cosine(builder, node.required(0))
 
 
-@onnx_op("Asinh")
-def _asinh(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Asinh(), node.required(0))
-
-
-@onnx_op("Atanh")
-def _atanh(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Atanh(), node.required(0))
-
-
 @aten_op("sin.default")
 def _aten_sin(builder: Builder, x: Value) -> Value:
     return builder.add(Sine(), x)
@@ -481,13 +411,3 @@ def _aten_asin(builder: Builder, x: Value) -> Value:
 @aten_op("acos.default")
 def _aten_acos(builder: Builder, x: Value) -> Value:
     return arc_cosine(builder, x)
-
-
-@aten_op("asinh.default")
-def _aten_asinh(builder: Builder, x: Value) -> Value:
-    return builder.add(Asinh(), x)
-
-
-@aten_op("atanh.default")
-def _aten_atanh(builder: Builder, x: Value) -> Value:
-    return builder.add(Atanh(), x)
