@@ -1,12 +1,14 @@
-"""Products with a function as a factor become one node: the same values, bounds that are tighter."""
+"""Products with a function as a factor become one node: the same values, and bounds that are tighter."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
 from verifier.bounds.compute import compute_bounds
-from verifier.graph import Builder, Graph
-from verifier.ops.arithmetic import scale_shift
+from verifier.graph import Builder, Graph, Value
+from verifier.ops.arithmetic import add, scale_shift
 from verifier.ops.exponential import Exp
 from verifier.ops.gated import Gated
 from verifier.ops.linear import Linear
@@ -14,54 +16,74 @@ from verifier.ops.movement import broadcast, permute, reshape
 from verifier.ops.piecewise_linear import Relu, prelu
 from verifier.ops.product import Product, multiply
 from verifier.ops.reciprocal import Reciprocal
+from verifier.ops.sigmoid import Sigmoid
 from verifier.ops.sign import Sign
 from verifier.sets import Box
 from verifier.transforms.fold import fold
 from verifier.transforms.gates import join_gates
 
 
-def network(seed: int = 0) -> Graph:
-    """exp(A x) * (B x), and the exponential is read again; 1 / (...) copied along rows; exp times relu; a sign;
-    a relu moved, and scaled too."""
+def affine(b: Builder, x: Value, shape: tuple[int, ...], seed: int) -> Value:
     generator = torch.Generator().manual_seed(seed)
+    count, width = math.prod(shape), b.shape(x)[0]
+    weight = torch.randn(count, width, generator=generator, dtype=torch.float64) / math.sqrt(width)
+    bias = torch.randn(count, generator=generator, dtype=torch.float64)
+    return reshape(b, b.add(Linear(weight, bias), x), shape)
+
+
+def network() -> Graph:
+    """Products to join: (A x) exp(B x), exp times relu, a relu moved and scaled."""
     b = Builder()
     x = b.input("x", (3,))
-
-    def affine(count: int) -> object:
-        weight = 0.5 * torch.randn(count, 3, generator=generator, dtype=torch.float64)
-        return b.add(Linear(weight, torch.randn(count, generator=generator, dtype=torch.float64)), x)
-
-    power = b.add(Exp(), affine(4))
-    first = multiply(b, affine(4), power)
-    inverse = b.add(Reciprocal(), b.add(Exp(), affine(4)))
-    matrix = reshape(b, affine(12), (3, 4))
-    second = multiply(b, matrix, broadcast(b, inverse, (3, 4)))
-    third = multiply(b, b.add(Relu(), affine(4)), b.add(Exp(), affine(4)))
-    fourth = multiply(b, b.add(Sign(), affine(4)), affine(4))
-    moved = permute(b, b.add(Relu(), reshape(b, affine(4), (2, 2))), (1, 0))
-    fifth = multiply(b, moved, reshape(b, affine(4), (2, 2)))
+    first = multiply(b, affine(b, x, (4,), 0), b.add(Exp(), affine(b, x, (4,), 1)))
+    second = multiply(b, b.add(Relu(), affine(b, x, (4,), 2)), b.add(Exp(), affine(b, x, (4,), 3)))
+    moved = permute(b, b.add(Relu(), affine(b, x, (2, 2), 4)), (1, 0))
     tall = scale_shift(b, moved, scale=torch.tensor([[2.0], [0.0]], dtype=torch.float64))
-    sixth = multiply(b, permute(b, tall, (1, 0)), reshape(b, affine(4), (2, 2)))
-    return b.graph(first, power, second, third, fourth, fifth, sixth)
+    third = multiply(b, permute(b, tall, (1, 0)), affine(b, x, (2, 2), 5))
+    return b.graph(first, second, third)
 
 
-def test_the_function_stays_and_bounds_are_tighter() -> None:
+def test_the_function_stays() -> None:
     graph = fold(network())
     joined = join_gates(graph)
     kinds = [type(n.op) for n in joined.nodes]
-    assert kinds.count(Gated) == 5 and kinds.count(Product) == 1  # the sign's product stays
+    assert kinds.count(Gated) == 3 and not {Product, Exp, Relu} & set(kinds)
     assert sum(isinstance(n.op, Gated) and n.op.other is not None for n in joined.nodes) == 1
-    names = {n.name for n in joined.nodes}
-    assert {n.name for n in graph.nodes if isinstance(n.op, Product)} <= names
+    assert {n.name for n in graph.nodes if isinstance(n.op, Product)} <= {n.name for n in joined.nodes}
     points = torch.rand(500, 3, dtype=torch.float64)
     for a, b in zip(graph.evaluate([points]), joined.evaluate([points]), strict=True):
         torch.testing.assert_close(a, b)
-    box = Box(torch.zeros(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
-    apart, together = (compute_bounds(g, [box], "crown").outputs for g in (graph, fold(joined)))
-    for found, y in zip(together, graph.evaluate([points]), strict=True):
-        assert (found.lower <= y).all() and (y <= found.upper).all()
-    widths = [sum(float((t.upper - t.lower).sum()) for t in found) for found in (apart, together)]
-    assert widths[1] < 0.97 * widths[0]
+
+
+def test_bounds_hold_and_gain() -> None:
+    """Three layers h + sigmoid(A h) * (B h); what one layer gains the next ones inherit."""
+    b = Builder()
+    x = b.input("x", (3,))
+    h = affine(b, x, (12,), 0)
+    for k in range(3):
+        gate, value = (affine(b, h, (12,), 2 * k + j) for j in (1, 2))
+        h = add(b, h, multiply(b, b.add(Sigmoid(), gate), value))
+    graph = fold(b.graph(h))
+    joined = fold(join_gates(graph))
+    points = torch.rand(500, 3, dtype=torch.float64) * 0.6
+    box = Box(torch.zeros(1, 3, dtype=torch.float64), torch.full((1, 3), 0.6, dtype=torch.float64))
+    for method, gain in (("crown", 0.96), ("alpha-crown", 0.98)):
+        apart, together = (compute_bounds(g, [box], method).outputs[0] for g in (graph, joined))
+        (y,) = graph.evaluate([points])
+        assert (together.lower <= y).all() and (y <= together.upper).all()
+        widths = [float((t.upper - t.lower).sum()) for t in (apart, together)]
+        assert widths[1] < gain * widths[0]
+
+
+def test_what_others_read_and_what_is_copied_or_jumps_stays_apart() -> None:
+    b = Builder()
+    x = b.input("x", (3,))
+    power = b.add(Exp(), affine(b, x, (4,), 0))
+    sign = multiply(b, b.add(Sign(), affine(b, x, (4,), 1)), affine(b, x, (4,), 2))
+    inverse = b.add(Reciprocal(), b.add(Exp(), affine(b, x, (4,), 3)))
+    copied = multiply(b, affine(b, x, (3, 4), 4), broadcast(b, inverse, (3, 4)))
+    graph = b.graph(power, multiply(b, power, affine(b, x, (4,), 5)), sign, copied)
+    assert join_gates(graph) is graph
 
 
 def test_per_element_functions_are_not_moved() -> None:

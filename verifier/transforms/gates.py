@@ -18,12 +18,13 @@ from verifier.ops.product import Product
 
 
 def join_gates(graph: Graph) -> Graph:
-    """An equal graph in which products g(x) * y and g(x) * h(y) are one node each, also where g's values are moved,
-    copied or scaled in between; `graph` itself where there are none.
+    """An equal graph in which products g(x) * y and g(x) * h(y) are one node each, also where g's values are moved
+    or scaled in between; `graph` itself where there are none.
 
-    The function's own node stays where something else reads it: a joint plane is never looser, whoever else reads the
-    function, and its range is known from x's in any case. Functions that jump stay apart, because splitting them at
-    their jumps makes them constant.
+    Only where each value of the function is read once, by its product. What others read too, or what is copied for
+    several products (a softmax's shares, the factor of a norm), has one line for all of them, and what that line is
+    off by cancels between readers of different signs; a line in each of the products would add up. Functions that jump
+    stay apart, because splitting them at their jumps makes them constant.
     """
     found = {i: pair for i in range(len(graph.nodes)) if (pair := _factors(graph, i)) is not None}
     if not found:
@@ -85,14 +86,28 @@ def _factors(graph: Graph, i: int) -> tuple[_Factor, _Factor] | None:
 def _factor(graph: Graph, position: int) -> _Factor:
     steps: list[Op] = []
     at = position
-    while isinstance(op := graph.nodes[at].op, Take | Reshape | Permute) or _only_scales(op):
+    while _read_once(graph, at) and _passes_on(op := graph.nodes[at].op):
         steps.append(op)
         at = graph.nodes[at].inputs[0]
+    op = graph.nodes[at].op
     alike = isinstance(op, PiecewiseLinear) or all(t.numel() == 1 for t in op.tensors())
     moved = any(not isinstance(step, ScaleShift) for step in steps)
-    if isinstance(op, Univariate) and not op.jumps and not op.no_derivative and (alike or not moved):
-        return _Factor(op, graph.nodes[at].inputs[0], tuple(reversed(steps)))
-    return _Factor(None, position)
+    if not isinstance(op, Univariate) or op.jumps or op.no_derivative:
+        return _Factor(None, position)
+    if not _read_once(graph, at) or (moved and not alike):
+        return _Factor(None, position)
+    return _Factor(op, graph.nodes[at].inputs[0], tuple(reversed(steps)))
+
+
+def _read_once(graph: Graph, i: int) -> bool:
+    return len(graph.users[i]) == 1 and i not in graph.outputs
+
+
+def _passes_on(op: Op) -> bool:
+    """Whether an operator moves or scales elements without copying any."""
+    if isinstance(op, Take):
+        return op.index.unique().numel() == op.index.numel()
+    return isinstance(op, Reshape | Permute) or _only_scales(op)
 
 
 def _only_scales(op: Op) -> bool:
