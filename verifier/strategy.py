@@ -20,8 +20,8 @@ from verifier.branching.activation_split import HEURISTICS, ActivationBrancher
 from verifier.branching.bounded import Facts
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
+from verifier.branching.first_look import STEP, first_look
 from verifier.branching.input_split import InputBrancher
-from verifier.branching.intervals import by_intervals
 from verifier.branching.root import Root, condensed, root, root_cuts, root_planes
 from verifier.branching.search import FIRST, Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
@@ -59,6 +59,8 @@ ROW_WORK = 4e6
 """Coefficients of single rows in one step, about, on a CPU."""
 FREE = 256
 """Subdomains that a GPU bounds in the time of one."""
+FREE_WORK = 2e6
+"""Coefficients that a CPU meets in the time that starting the operations of a step takes, about."""
 PLANES = 1 << 27
 """Numbers that the linear forms of undecided neurons may have."""
 CUTS_SHARE = 0.1
@@ -225,11 +227,14 @@ class _Run:
             (compiled.clauses >= 0).any(2).to(self.device),
             torch.full((len(compiled.lower),), -math.inf, dtype=torch.float64, device=self.device),
         )
-        start, settled = by_intervals(bounder, start, self.memory // 4)
+        look = first_look(bounder, start, self.memory // 4)
+        start, settled = look.left, look.closed
         if not len(start):
             return Outcome(Status.UNSAT, Reason.NONE, settled, len(compiled.lower), 0)
-        free = FREE if self.device.type == "cuda" else 0
+        bounder = bounder.with_options(replace(settings, forward=look.forward))
+        free = FREE if self.device.type == "cuda" else int(min(FREE_WORK / _work(bounder.graph), FREE))
         brancher, batch, closed = InputBrancher(bounder, free), _batch(bounder), math.inf
+        batch = max(batch, STEP) if look.forward else batch
         if linear and self._splits_activations(bounder):
             now = time.monotonic()
             share = 1 - ATTACK_SHARE if self.options.attack else 1.0
@@ -250,11 +255,13 @@ class _Run:
             batch = _wide_batch(bounder)
             few = int((compiled.upper > compiled.lower).sum(1).amax()) <= INPUT_DIMENSIONS
             tried = INPUTS_TRIED if few and self.options.branching == "auto" else 0
-            brancher = ActivationBrancher(bounder, heuristic, min(batch, free), tried)
+            brancher = ActivationBrancher(
+                bounder, heuristic, min(batch, FREE) if self.device.type == "cuda" else 0, tried
+            )
         limits = SearchOptions(
             deadline=self.deadline,
             batch=self.options.batch_size or batch,
-            first=FIRST if self.device.type == "cpu" else FREE,
+            first=max(FIRST, free) if self.device.type == "cpu" else FREE,
             max_domains=self.options.max_domains,
             memory=self.memory // 2,
             host=0 if self.device.type == "cpu" else self._memory(torch.device("cpu")) // 2,

@@ -45,17 +45,18 @@ class Sine(Curve):
     def extreme(self, slope: Tensor, x: Interval, sign: int) -> tuple[Tensor, Tensor]:
         phase = (self.quarter + (0 if sign > 0 else 2)) % 4 * math.pi / 2
         top = (sign * slope).clamp(-1, 1).acos() - phase
-        best, other = self.gap(slope, x.lower, sign), self.gap(slope, x.upper, sign)
-        zero = torch.zeros_like(best)
-        point = torch.where(other > best, x.upper + zero, x.lower + zero)
-        best = torch.maximum(best, other)
-        for turns in (((x.lower - top) / _TURN).ceil(), ((x.upper - top) / _TURN).floor()):
-            at = (top + _TURN * turns).clamp(x.lower, x.upper)
-            high = self.gap(slope, at, sign)
-            better = high > best
-            best, point = torch.where(better, high, best), torch.where(better, at, point)
+        tops = [
+            top + _TURN * ((x.lower - top) / _TURN).ceil(),
+            top + _TURN * ((x.upper - top) / _TURN).floor(),
+        ]
+        inner = [t.clamp(x.lower, x.upper) for t in tops]
+        points = torch.stack(
+            torch.broadcast_tensors(x.lower, x.upper, *inner)
+        )  # asked together: few operations
+        best, which = self.gap(slope, points, sign).max(0, keepdim=True)
+        best, point = best.squeeze(0), points.gather(0, which).squeeze(0)
         # A highest point that is missed, beyond an end say, by as much as arguments are rounded.
-        missed = 8 * torch.finfo(zero.dtype).eps * (x.magnitude + 8)
+        missed = 8 * torch.finfo(best.dtype).eps * (x.magnitude + 8)
         best = best + missed.square()
         return best.masked_fill(missed > 0.1, torch.inf), point
 
