@@ -14,11 +14,10 @@ from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, aten_op, onnx_op
 from verifier.ops.arithmetic import add, negate, scale_shift, subtract
 from verifier.ops.exponential import Exp
-from verifier.ops.linear import Linear
 from verifier.ops.movement import permute, reshape
 from verifier.ops.power import log
 from verifier.ops.reduction import normalised, reduction_axes, total
-from verifier.ops.softmax import PAIRS
+from verifier.ops.softmax import PAIRS, differences, mean_of_some
 from verifier.ops.within import within
 
 
@@ -26,8 +25,7 @@ from verifier.ops.within import within
 class LogSumExp(Composite):
     """The logarithm of the sum over j of exp(x_j) over `axes` (non-negative), which stay as dimensions of size 1.
 
-    Written out as m + log(the sum over j of exp(x_j - m)) with the mean m; by convexity that sum is at least the number
-    of its terms.
+    Written out as m + log(the sum over j of exp(x_j - m)) with a mean m.
     """
 
     axes: tuple[int, ...]
@@ -40,11 +38,9 @@ class LogSumExp(Composite):
         return xs[0].logsumexp([a + 1 for a in self.axes], keepdim=True)
 
     def write_out(self, builder: Builder, *xs: Value) -> Value:
-        shape = builder.shape(xs[0])
-        mean = total(builder, xs[0], self.axes, keep=True, mean=True)
+        mean, least = mean_of_some(builder, xs[0], self.axes)
         powers = builder.add(Exp(), subtract(builder, xs[0], mean))
-        count = math.prod(shape[a] for a in self.axes)
-        sums = within(builder, total(builder, powers, self.axes, keep=True), float(count), math.inf)
+        sums = within(builder, total(builder, powers, self.axes, keep=True), least, math.inf)
         return add(builder, log(builder, sums), mean)
 
 
@@ -76,9 +72,7 @@ class LogSoftmax(Composite):
             return scale_shift(builder, xs[0], scale=0.0)
         order = [*[a for a in range(len(shape)) if a != self.axis], self.axis]
         x = permute(builder, xs[0], order)
-        each = torch.eye(count, dtype=torch.float64)
-        pairs = (each.unsqueeze(0) - each.unsqueeze(1))[~each.bool()]  # row (i, j): x_j - x_i
-        powers = builder.add(Exp(), builder.add(Linear(pairs), x))
+        powers = builder.add(Exp(), differences(builder, x))
         powers = reshape(builder, powers, (*builder.shape(x)[:-1], count, count - 1))
         sums = scale_shift(builder, total(builder, powers, [-1], keep=False), shift=1.0)
         y = negate(builder, log(builder, within(builder, sums, 1.0, math.inf)))
