@@ -99,6 +99,19 @@ CASES = [
     *[Case(f"LpNormalization {p}", [node("LpNormalization", "x", p=p, axis=1)]) for p in (1, 2)],
     Case("Where", [node("Less", "x z", "c"), node("Where", "c x z")], second=(2, 3)),
     Case("Where constant", [node("Less", "x n", "c"), node("Where", "c x n")], constants={"n": normal(3)}),
+    *[
+        Case(f"Hardmax {o} {a}", [node("Hardmax", "x", axis=a)], opset=o)
+        for o, a in ((11, 1), (13, 0), (17, -1))
+    ],
+    *[
+        Case(
+            f"TopK {largest} {axis}",
+            [node("TopK", "x k", "y i", largest=largest, axis=axis)],
+            shape=(4, 3),
+            constants={"k": np.array([2])},
+        )
+        for largest, axis in ((1, 0), (0, 1))
+    ],
     Case(
         "quadratic",
         [

@@ -109,6 +109,11 @@ MODULES = {
     "where": (Lambda(lambda m, x: torch.where(m.linear(x) > m.other(x), x, m.other(x))), (4,)),
     "filled": (Lambda(lambda m, x: m.linear(x).masked_fill(m.other(x) < 0, 0.5)), (4,)),
     "strides": (Lambda(lambda m, x: m.linear(x)[..., ::2] * m.other(x).flip(-1)[..., 1::2]), (4,)),
+    "sorted": (Lambda(lambda m, x: m.linear(x).sort(-1, descending=True).values), (4,)),
+    "two largest": (
+        Lambda(lambda m, x: (m.linear(x) >= m.linear(x).topk(2).values[..., -1:]) * m.other(x)),
+        (4,),
+    ),
     "einsum": (Lambda(lambda m, x: torch.einsum("bij,bkj->bik", m.linear(x), m.other(x))), (3, 4)),
     "quadratic": (Quadratic(), (4,)),
     "PolyNorm": (PolyNorm(), (4,)),
