@@ -24,7 +24,9 @@ from verifier.ops.exponential import Exp
 from verifier.ops.gated import Gated
 from verifier.ops.integers import Truncate
 from verifier.ops.lookup import Lookup
+from verifier.ops.matmul import matmul
 from verifier.ops.maximum import Maximum
+from verifier.ops.movement import permute, reshape
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
 from verifier.ops.product import Product, Square, multiply
 from verifier.ops.reciprocal import Reciprocal
@@ -311,6 +313,20 @@ def test_a_value_times_itself_is_a_square() -> None:
     u, v = torch.randn(4, 2, 3), torch.randn(4, 3)
     squared, mixed = graph.evaluate([u, v])
     assert torch.equal(squared, u * u) and torch.equal(mixed, u * v[:, None])
+
+
+def test_the_same_elements_moved_alike_are_a_square() -> None:
+    b = Builder()
+    x = b.input("x", (2, 3))
+    flat = reshape(b, x, (6,))
+    alike = matmul(b, flat, reshape(b, permute(b, permute(b, x, (1, 0)), (1, 0)), (6,)))
+    turned = multiply(b, x, reshape(b, permute(b, x, (1, 0)), (2, 3)))
+    kinds = [
+        [type(n.op) for n in b.graph(y).nodes if isinstance(n.op, Product | Square)] for y in (alike, turned)
+    ]
+    assert kinds == [[Square], [Product]]
+    u = torch.randn(4, 2, 3)
+    torch.testing.assert_close(b.graph(alike).evaluate([u])[0], (u * u).sum((1, 2)))
 
 
 def test_a_step_holds_both_sides_of_a_knot() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,9 +11,10 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Univariate, Value
+from verifier.graph.op import Op
 from verifier.graph.registry import OnnxNode, aten_op, onnx_op
 from verifier.ops.arithmetic import as_value, scale_shift
-from verifier.ops.movement import broadcast, joint_shape
+from verifier.ops.movement import Permute, Reshape, Take, broadcast, joint_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +135,7 @@ def outward(x: Interval) -> Interval:
 
 
 def multiply(builder: Builder, a: Value, b: Value) -> Value:
-    """a * b with numpy's broadcasting; a value times itself is a Square."""
+    """a * b with numpy's broadcasting; a value times itself, however it came there, is a Square."""
     if (constant := builder.tensor(b)) is not None:
         return scale_shift(builder, a, scale=constant)
     if (constant := builder.tensor(a)) is not None:
@@ -140,7 +143,33 @@ def multiply(builder: Builder, a: Value, b: Value) -> Value:
     if a == b:
         return square(builder, a)
     shape = joint_shape(builder.shape(a), builder.shape(b))
-    return builder.add(Product(), broadcast(builder, a, shape), broadcast(builder, b, shape))
+    a, b = broadcast(builder, a, shape), broadcast(builder, b, shape)
+    return square(builder, a) if _same(builder, a, b) else builder.add(Product(), a, b)
+
+
+def _same(builder: Builder, a: Value, b: Value) -> bool:
+    """Whether two values are the same elements of one value, moved in the same way or left where they are."""
+    if a == b:
+        return True
+    (source, steps), (other, others) = _moved(builder, a), _moved(builder, b)
+    if source != other:
+        return False
+    shape = builder.shape(source)
+    places = torch.arange(math.prod(shape), dtype=torch.float64).view(1, *shape)
+    return torch.equal(
+        *[functools.reduce(lambda t, op: op.forward(t), way, places) for way in (steps, others)]
+    )
+
+
+def _moved(builder: Builder, x: Value) -> tuple[Value, list[Op]]:
+    """Where the elements come from, and the operators that moved them, first to last."""
+    steps: list[Op] = []
+    op, arguments = builder.made_by(x)
+    while isinstance(op, Take | Reshape | Permute):
+        steps.insert(0, op)
+        x = arguments[0]
+        op, arguments = builder.made_by(x)
+    return x, steps
 
 
 def square(builder: Builder, x: Value) -> Value:
