@@ -140,8 +140,6 @@ def multiply(builder: Builder, a: Value, b: Value) -> Value:
         return scale_shift(builder, a, scale=constant)
     if (constant := builder.tensor(a)) is not None:
         return scale_shift(builder, b, scale=constant)
-    if a == b:
-        return square(builder, a)
     shape = joint_shape(builder.shape(a), builder.shape(b))
     a, b = broadcast(builder, a, shape), broadcast(builder, b, shape)
     return square(builder, a) if _same(builder, a, b) else builder.add(Product(), a, b)
