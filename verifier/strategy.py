@@ -20,7 +20,7 @@ from verifier.branching.activation_split import HEURISTICS, ActivationBrancher
 from verifier.branching.bounded import Facts
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
-from verifier.branching.first_look import STEP, first_look
+from verifier.branching.first_look import STEP, first_look, forward
 from verifier.branching.input_split import InputBrancher
 from verifier.branching.root import Root, condensed, root, root_cuts, root_planes
 from verifier.branching.search import FIRST, Outcome, Search, SearchOptions
@@ -231,11 +231,11 @@ class _Run:
         start, settled = look.left, look.closed
         if not len(start):
             return Outcome(Status.UNSAT, Reason.NONE, settled, len(compiled.lower), 0)
-        bounder = bounder.with_options(replace(settings, forward=look.forward))
+        bounder = bounder.with_options(forward(settings)) if look.forward else bounder
         free = FREE if self.device.type == "cuda" else int(min(FREE_WORK / _work(bounder.graph), FREE))
         brancher, batch, closed = InputBrancher(bounder, free), _batch(bounder), math.inf
         batch = max(batch, STEP) if look.forward else batch
-        if linear and self._splits_activations(bounder):
+        if linear and not look.forward and self._splits_activations(bounder):
             now = time.monotonic()
             share = 1 - ATTACK_SHARE if self.options.attack else 1.0
             until = now + share * (self.deadline - now)

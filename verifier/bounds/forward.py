@@ -5,6 +5,8 @@ The cost grows with the number of input elements, so this is for low-dimensional
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from verifier.bounds.crown import relax
 from verifier.bounds.interval import Bounds, interval_of
 from verifier.bounds.lines import sane
 from verifier.graph import Affine, Elementwise, Graph, Interval
+from verifier.graph.coefficients import rows
 from verifier.graph.op import Constant, Input, Shape
 from verifier.sets import InputSet
 
@@ -23,8 +26,8 @@ from verifier.sets import InputSet
 class Planes:
     """lower . x + lower_bias - error <= value <= upper . x + upper_bias + error, for all x in the input sets.
 
-    `lower` and `upper` are [B, N, *shape], N the number of elements of all graph inputs in order, the others
-    [B, *shape]. `error` bounds what rounding may have done to all of them.
+    `lower` and `upper` are [B, N, *shape], N the number of elements of all graph inputs in order (or of the coordinates
+    of a `_Few`), the others [B, *shape]. `error` bounds what rounding may have done to all of them.
     """
 
     lower: Tensor
@@ -40,28 +43,94 @@ class Planes:
         return (slopes * wide).sum(1) + torch.maximum(self.lower_bias.abs(), self.upper_bias.abs())
 
 
+class _Frame(ABC):
+    """What the linear functions are functions of; `reach` [B, N] bounds its coordinates' magnitudes."""
+
+    reach: Tensor
+
+    @abstractmethod
+    def input(self, shape: Shape, start: int) -> Planes:
+        """The planes of the graph's input whose elements come after `start` others."""
+
+    @abstractmethod
+    def minimum(self, slopes: Tensor, bias: Tensor) -> Tensor:
+        """The least value of slopes [B, N, *shape] . coordinates + bias [B, *shape]."""
+
+
+class _All(_Frame):
+    """The elements of all inputs themselves."""
+
+    def __init__(self, graph: Graph, sets: Sequence[InputSet]) -> None:
+        self._graph, self._sets = graph, sets
+        batch = max(s.batch for s in sets)
+        self.reach = torch.cat([rows(s.box().magnitude).expand(batch, -1) for s in sets], 1)
+
+    def input(self, shape: Shape, start: int) -> Planes:
+        return _input(shape, start, self.reach)
+
+    def minimum(self, slopes: Tensor, bias: Tensor) -> Tensor:
+        wide = rows(slopes, 2).transpose(1, 2)
+        total, start = rows(bias), 0
+        for position, inputs in zip(self._graph.inputs, self._sets, strict=True):
+            node = self._graph.nodes[position]
+            part = wide[:, :, start : start + node.numel].unflatten(2, node.shape or (1,))
+            total = total + inputs.minimum(part if node.shape else part.squeeze(2))
+            start += node.numel
+        return total.view(bias.shape)
+
+
+class _Few(_Frame):
+    """How far the `count` elements of a box with the widest ranges are from their middles, others per instance; the
+    rest of the box is taken for error."""
+
+    def __init__(self, sets: Sequence[InputSet], count: int) -> None:
+        box = [s.box() for s in sets]
+        batch = max(s.batch for s in sets)
+        lower, upper = (torch.cat([rows(b[k]).expand(batch, -1) for b in box], 1) for k in (0, 1))
+        eps = torch.finfo(lower.dtype).eps
+        self._middle = lower / 2 + upper / 2
+        radius = torch.maximum(upper - self._middle, self._middle - lower) * (1 + 4 * eps)
+        self.reach, self._index = radius.topk(count, dim=1)
+        self._error = radius.scatter(1, self._index, 0.0) + 4 * eps * self._middle.abs()
+
+    def input(self, shape: Shape, start: int) -> Planes:
+        size = math.prod(shape)
+        slopes = self._middle.new_zeros(*self.reach.shape, self._middle.shape[1])
+        slopes.scatter_(2, self._index.unsqueeze(2), 1.0)
+        own = slopes[:, :, start : start + size].reshape(*self.reach.shape, *shape)
+        middle, error = (t[:, start : start + size].reshape(-1, *shape) for t in (self._middle, self._error))
+        return Planes(own, middle, own, middle, error)
+
+    def minimum(self, slopes: Tensor, bias: Tensor) -> Tensor:
+        wide = self.reach.view(*self.reach.shape, *[1] * (slopes.dim() - 2))
+        return bias - (slopes.abs() * wide).sum(1)
+
+
 def forward_bounds(
     graph: Graph,
     sets: Sequence[InputSet],
     known: Mapping[int, Interval] | None = None,
     keep: Iterable[int] = (),
+    few: int | None = None,
 ) -> tuple[Bounds, dict[int, Planes]]:
     """Enclosures of all nodes, never wider than interval arithmetic's, and the planes of the nodes in `keep`.
 
     Linear functions are evaluated over the sets where an elementwise operator asks for the interval, at the
-    graph's outputs and at the nodes in `keep`; elsewhere interval arithmetic stands.
+    graph's outputs and at the nodes in `keep`; elsewhere interval arithmetic stands. With `few` they are functions of
+    that many elements of each instance, the widest; the others' ranges count as error.
     """
     keep = set(keep)
     boxes = [s.box() for s in sets]
     batch = max(s.batch for s in sets)
-    reach = torch.cat([b.magnitude.flatten(1).expand(batch, -1) for b in boxes], 1)
+    frame = _All(graph, sets) if few is None else _Few(sets, few)
+    reach = frame.reach
     bounds: Bounds = dict(zip(graph.inputs, boxes, strict=True))
     planes: dict[int, Planes] = {}
     last_use = {j: i for i, node in enumerate(graph.nodes) for j in node.inputs}
     start = 0
     for i, node in enumerate(graph.nodes):
         if isinstance(node.op, Input):
-            planes[i] = _input(node.shape, start, reach)
+            planes[i] = frame.input(node.shape, start)
             start += node.numel
         elif isinstance(node.op, Constant):
             planes[i] = _constant(node.op.forward(), reach)
@@ -75,7 +144,7 @@ def forward_bounds(
             bounds[i] = interval_of(graph, i, bounds)
             asked = any(isinstance(graph.nodes[k].op, Elementwise) for k in graph.users[i])
             if graph.variable[i] and (asked or i in keep or i in graph.outputs):
-                bounds[i] = bounds[i].expand(batch).intersect(_range(graph, sets, planes[i], reach))
+                bounds[i] = bounds[i].expand(batch).intersect(_range(frame, planes[i]))
         if known is not None and i in known:
             bounds[i] = bounds[i].intersect(known[i])
         for j in set(node.inputs):
@@ -190,22 +259,10 @@ def _scaled(slope: Tensor, same: Tensor, other: Tensor) -> Tensor:
     return slope.clamp(min=0) * same + slope.clamp(max=0) * other
 
 
-def _range(graph: Graph, sets: Sequence[InputSet], planes: Planes, reach: Tensor) -> Interval:
+def _range(frame: _Frame, planes: Planes) -> Interval:
     """The planes' extrema over the sets, rounding included."""
-    shape = planes.error.shape
-
-    def minimum(slopes: Tensor, bias: Tensor) -> Tensor:
-        rows = slopes.flatten(2).transpose(1, 2)
-        total, start = bias.flatten(1), 0
-        for position, inputs in zip(graph.inputs, sets, strict=True):
-            node = graph.nodes[position]
-            part = rows[:, :, start : start + node.numel].unflatten(2, node.shape or (1,))
-            total = total + inputs.minimum(part if node.shape else part.squeeze(2))
-            start += node.numel
-        return total.view(shape)
-
-    eps = torch.finfo(reach.dtype).eps
+    reach, eps = frame.reach, torch.finfo(frame.reach.dtype).eps
     slack = planes.error + (reach.shape[1] + 8) * eps * (planes.size(reach) + planes.error)
-    low = minimum(planes.lower, planes.lower_bias) - slack
-    high = -minimum(-planes.upper, -planes.upper_bias) + slack
+    low = frame.minimum(planes.lower, planes.lower_bias) - slack
+    high = -frame.minimum(-planes.upper, -planes.upper_bias) + slack
     return Interval(low, high).sanitise()

@@ -13,6 +13,7 @@ from verifier.bounds.ascent import Leaves, index_leaves
 from verifier.bounds.backward import LinearBound
 from verifier.bounds.crown import Effort, inner_bounds
 from verifier.bounds.final import Ascent, AscentOptions, FinalPass
+from verifier.bounds.forward import forward_bounds
 from verifier.bounds.interval import Bounds
 from verifier.branching.bounded import Bounded, Facts
 from verifier.branching.domains import Domains
@@ -27,12 +28,14 @@ from verifier.specs.compile import Compiled
 class BoundOptions:
     """`refine` bounds unstable neurons of a subdomain backwards (otherwise intervals are propagated and
     intersected with what is handed down; with `inherit` not even that),
-    `linear` uses backward bounds at all, `ascent` optimises the final pass, `gaps` measures every neuron's part in
+    `forward` has forward functions of the inputs that vary in place of backward passes, where these are few (FEW),
+    `linear` uses linear bounds at all, `ascent` optimises the final pass, `gaps` measures every neuron's part in
     the looseness and hands the optimised parameters down, as splitting neurons needs. `memory` is in bytes; after
     `deadline` (of `time.monotonic`) OutOfTime is raised."""
 
     refine: bool = True
     inherit: bool = False
+    forward: bool = False
     linear: bool = True
     ascent: AscentOptions = AscentOptions()
     gaps: bool = False
@@ -40,8 +43,17 @@ class BoundOptions:
     deadline: float = math.inf
 
 
+FEW = 8
+"""Inputs that vary, at most, of an instance of which forward functions are made."""
 NEAR = 0.3
 """Inner enclosures are clipped where less than this part of what the plane varies by is missing."""
+
+
+def few_inputs(domains: Domains) -> int | None:
+    """In how many inputs a box is wider than a little rounding makes it, at most; None if in more than FEW."""
+    varying = Interval(domains.lower, domains.upper).narrow(torch.float32).wide
+    count = int(varying.sum(1).amax()) if len(domains) else 0
+    return max(count, 1) if count <= FEW else None
 
 
 class _Packed(NamedTuple):
@@ -171,6 +183,9 @@ class Bounder:
         sets: list[InputSet] = [Box(box.lower, box.upper)]
         known, empty = self._enclosures(domains, dtype)
         below = graph.nodes[self.target].inputs or (self.target,)
+        few = few_inputs(domains) if options.forward and options.linear else None
+        if few is not None:
+            return sets, forward_bounds(graph, sets, known, few=few)[0], empty
         refine = options.refine and options.linear
         effort = Effort(refine, options.inherit, memory=options.memory, deadline=options.deadline)
         return sets, inner_bounds(graph, sets, below, known, effort=effort), empty

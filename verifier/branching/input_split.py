@@ -10,7 +10,7 @@ from torch import Tensor
 
 from verifier.bounds.interval import Bounds
 from verifier.branching.bounded import Bounded
-from verifier.branching.bounding import Bounder
+from verifier.branching.bounding import Bounder, few_inputs
 from verifier.branching.domains import Domains
 from verifier.graph import Affine, Elementwise, Graph, Interval
 from verifier.graph.op import Constant, Input
@@ -19,8 +19,9 @@ SENSITIVITY_WORK = 100_000_000
 """Above this many numbers per layer the sensitivities cost more than they tell."""
 
 
-def sensitivities(graph: Graph, bounds: Bounds, batch: int) -> Tensor:
-    """How strongly each margin may depend on each input inside each box: [B, n_in, K], not negative.
+def sensitivities(graph: Graph, bounds: Bounds, batch: int, inputs: Tensor | None = None) -> Tensor:
+    """How strongly each margin may depend on each input inside each box: [B, n_in, K], not negative; 0 for others than
+    `inputs` [B, V], where they are given.
 
     The largest absolute entry of an interval Jacobian, propagated forwards: derivatives of elementwise operators
     lie between the slopes that their relaxations may have. It guides branching only, so rounding is left aside.
@@ -28,7 +29,9 @@ def sensitivities(graph: Graph, bounds: Bounds, batch: int) -> Tensor:
     source = graph.inputs[0]
     size = graph.nodes[source].numel
     like = bounds[source].lower
-    eye = torch.eye(size, dtype=like.dtype, device=like.device).view(1, size, *graph.nodes[source].shape)
+    eye = torch.eye(size, dtype=like.dtype, device=like.device)
+    eye = eye.unsqueeze(0) if inputs is None else eye[inputs]
+    eye = eye.unflatten(2, graph.nodes[source].shape)
     jacobian: dict[int, Interval] = {source: Interval(eye, eye)}
     for i in sorted(graph.ancestors(graph.outputs[0])):
         node = graph.nodes[i]
@@ -45,7 +48,10 @@ def sensitivities(graph: Graph, bounds: Bounds, batch: int) -> Tensor:
         else:
             raise TypeError(f"{type(node.op).__name__} is neither affine nor elementwise.")
     last = jacobian[graph.outputs[0]].magnitude.flatten(2)
-    return last.expand(batch, size, -1)
+    last = last.expand(batch, -1, -1)
+    if inputs is None:
+        return last
+    return last.new_zeros(batch, size, last.shape[2]).scatter_(1, inputs.unsqueeze(2).expand_as(last), last)
 
 
 def _affine(graph: Graph, position: int, parts: list[Interval]) -> Interval:
@@ -151,9 +157,12 @@ class InputBrancher:
         """What halving each coordinate may gain [M, n_in], -1 where there is nothing to halve."""
         graph = self.bounder.graph
         widest = max(graph.nodes[i].numel for i in graph.ancestors(self.bounder.target))
-        jacobian = None
-        if len(domains) * domains.lower.shape[1] * widest <= SENSITIVITY_WORK:
-            jacobian = sensitivities(graph, bounded.bounds, len(domains))
+        jacobian, inputs, count = None, None, domains.lower.shape[1]
+        few = few_inputs(domains)
+        if few is not None and few < count:
+            inputs, count = (domains.upper - domains.lower).topk(few, dim=1).indices, few
+        if len(domains) * count * widest <= SENSITIVITY_WORK:
+            jacobian = sensitivities(graph, bounded.bounds, len(domains), inputs)
         score = scores(domains, bounded, self.bounder.clauses, jacobian)
         middle = middles(domains)
         return torch.where((middle > domains.lower) & (middle < domains.upper), score + 1e-30, -1.0)

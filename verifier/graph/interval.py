@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ROUNDED = 256
+"""Units of rounding that an interval may be wide and count as a point where it is asked what is worth refining."""
+
 
 class Interval(NamedTuple):
     """All tensors between `lower` and `upper`, elementwise; both of shape [B, *shape], B possibly 1."""
@@ -27,6 +30,13 @@ class Interval(NamedTuple):
     def magnitude(self) -> Tensor:
         """Elementwise largest absolute value."""
         return torch.maximum(self.lower.abs(), self.upper.abs())
+
+    @property
+    def wide(self) -> Tensor:
+        """Where the ends differ by more than a little rounding makes them: elsewhere relaxations may take the interval
+        for a point that need not be known better."""
+        size = self.magnitude
+        return (self.upper - self.lower > ROUNDED * torch.finfo(self.lower.dtype).eps * size) | size.isinf()
 
     def intersect(self, other: Interval) -> Interval:
         """The intersection. Two sound intervals of one value always meet in exact arithmetic, so where rounding

@@ -111,13 +111,16 @@ class Gated(Elementwise):
         )
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
-        """With a constant gate, or a factor of zero, the planes are exact."""
+        """Where the other factor varies, or the own function is more than scaled by it."""
         factors = self._factors(xs[0], xs[1])
-        own = (xs[index].upper > xs[index].lower) & (factors[1 - index].magnitude > 0)
-        moving = factors[0].upper > factors[0].lower
-        if index == 0 or self.other is not None:
-            return own & (factors[index].upper > factors[index].lower)
-        return own & moving
+        part = (self.gate, self.other)[index]
+        own = factors[index].wide & (xs[index].upper > xs[index].lower)
+        curved = (
+            factors[1 - index].wide
+            if part is None
+            else factors[1 - index].wide | part.refinable(0, xs[index])
+        )
+        return own & curved & (factors[1 - index].magnitude > 0)
 
     def branching_point(self, index: int, *xs: Interval) -> Tensor:
         part = (self.gate, self.other)[index]

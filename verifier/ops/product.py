@@ -57,7 +57,7 @@ class Product(Elementwise):
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
         """With a constant factor the planes are exact."""
-        return (xs[0].upper > xs[0].lower) & (xs[1].upper > xs[1].lower)
+        return xs[0].wide & xs[1].wide
 
     def vjp(
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value

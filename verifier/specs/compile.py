@@ -27,6 +27,7 @@ from verifier.specs.problem import Problem, Tree, count_disjuncts, disjuncts
 from verifier.specs.query import Kind, Query, Variable
 from verifier.transforms.cells import split_integers
 from verifier.transforms.compare import compare_earlier
+from verifier.transforms.fixed import scale_by_fixed
 from verifier.transforms.fold import fold
 from verifier.transforms.prepare import prepare
 
@@ -96,6 +97,7 @@ def compile_query(query: Query, networks: Mapping[str, Network]) -> Compiled:
     cells = split_integers(graph, lower, upper)
     if cells is not None:
         lower, upper, clauses = cells.lower, cells.upper, clauses[cells.owner]
+    graph = fold(scale_by_fixed(graph, lower, upper))
     return Compiled(graph, lower, upper, clauses, atoms.strict, problem.empty_reason)
 
 

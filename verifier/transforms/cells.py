@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifier.graph import Affine, Graph
+from verifier.graph import Graph
 from verifier.graph.op import Input
 from verifier.ops.integers import Truncate
 from verifier.ops.lookup import CELLS, Lookup
+from verifier.transforms.copies import input_places
 
 MOST = 1 << 27
 """Numbers that the boxes after splitting may have."""
@@ -70,15 +71,14 @@ class _Reads:
     def __init__(self, graph: Graph) -> None:
         (source,) = graph.inputs
         size = math.prod(graph.nodes[source].shape)
-        self._places: dict[int, Tensor] = {source: torch.arange(size)}
+        self._places = input_places(graph)
         whole, other = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
         plain = torch.zeros(size, dtype=torch.bool)
         for i, node in enumerate(graph.nodes):
             if isinstance(node.op, Input):
                 continue
             copied = [j for j in node.inputs if j in self._places]
-            if copied and len(node.inputs) == 1 and isinstance(node.op, Affine) and node.op.exact:
-                self._places[i] = _moved(node.op, self._places[copied[0]], graph.nodes[copied[0]].shape)
+            if i in self._places:
                 continue
             mask = whole if isinstance(node.op, Truncate | Lookup) else other
             for j in copied:
@@ -117,9 +117,3 @@ def _tables(graph: Graph, places: Mapping[int, Tensor]) -> Iterator[tuple[Lookup
     for node in graph.nodes:
         if isinstance(node.op, Lookup) and _keyed(node.inputs, places):
             yield node.op, [int(places[j][0]) for j in node.inputs]
-
-
-def _moved(op: Affine, places: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Where the elements of a rearrangement come from; negative for those that it fills in."""
-    numbers = (places + 2).double().view(1, *shape)
-    return (op.forward(numbers) - op.forward(torch.zeros_like(numbers))).flatten().long() - 2
