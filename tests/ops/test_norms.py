@@ -17,6 +17,7 @@ from verifier.ops.softmax import Softmax
 from verifier.options import BoundMethod
 from verifier.sets import Box
 from verifier.transforms.composites import write_out
+from verifier.transforms.differentiate import differentiate
 
 CASES, COUNT = 4000, 5
 MASK = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0], dtype=torch.float64)
@@ -119,3 +120,14 @@ def test_elements_of_one_group_compare_as_before() -> None:
         assert groups is not None and bool((groups == 0).all())
         assert torch.equal(OPS[name].forward(x).argsort(1), x.argsort(1))
     assert OPS["masked softmax"].ordered((COUNT,)) is None
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_derivatives(name: str) -> None:
+    graph = network(OPS[name])
+    x = torch.randn(20, COUNT, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(graph.nodes[graph.outputs[0]].shape, dtype=torch.float64)
+    (y,) = graph.evaluate([x])
+    expected = torch.autograd.grad((y * weight).sum(), x)[0]
+    (found,) = differentiate(graph, cotangent=weight).evaluate([x.detach()])
+    torch.testing.assert_close(found, expected)
