@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from tests.transforms.test_fuse import CHAINS
 from verifier.graph import Builder, Elementwise, Value
 from verifier.ops.elu import Elu, EluDerivative
 from verifier.ops.erf import Bell, Erf
@@ -14,6 +15,7 @@ from verifier.ops.hyperbolic import Acosh, Asinh, Atanh, Cosh, Sinh
 from verifier.ops.piecewise_polynomial import PiecewisePolynomial, b_spline, hard_swish, poly_relu
 from verifier.ops.power import Log, Power
 from verifier.ops.rounding import Rounding, Staircase
+from verifier.ops.sampled import Fused, TrigPolynomial
 from verifier.ops.self_gated import Gelu, Mish, Silu
 from verifier.ops.sigmoid import Sigmoid, SigmoidDerivative, Tanh
 from verifier.ops.softplus import Softplus
@@ -27,6 +29,7 @@ from verifier.ops.trigonometric import (
     Tan,
     TanDerivative,
 )
+from verifier.transforms.fuse import fuse
 
 _POSITIVE = {"kinks": (0.0, 1e-3, 1.0, 3.0, -1.0)}
 _WAVES = {"kinks": (0.0, 1.5, math.pi, 40.0)}
@@ -65,6 +68,18 @@ def _spline(n: int, degree: int, order: int = 0) -> Elementwise:
 
 def _poly_relu(n: int, order: int = 0) -> Elementwise:
     return _built(lambda b, x: poly_relu(b, x, [0.1, 0.3, -0.7, 0.4]), n, order)
+
+
+def _waves(n: int) -> Elementwise:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, 4, n, generator=generator, dtype=torch.float64)
+    return TrigPolynomial(torch.arange(4, dtype=torch.float64), weights[0], weights[1])
+
+
+def _fused(make: Callable[[Builder, Value], Value]) -> Elementwise:
+    builder = Builder()
+    graph = fuse(builder.graph(make(builder, builder.input("x", (1,)))))
+    return next(node.op for node in graph.nodes if isinstance(node.op, Fused))
 
 
 _GRID = {"kinks": tuple(-2 + 4 * k / 7 for k in range(8))}
@@ -123,6 +138,12 @@ CURVES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], di
         ("polynomial of relu", lambda n: _poly_relu(n), {}),
         ("derivative of a polynomial of relu", lambda n: _poly_relu(n, 1), {}),
         ("derivative of hard swish", lambda n: _built(hard_swish, n, 1), _HARD),
+    ],
+    TrigPolynomial: [("per element", _waves, {"kinks": (0.0, 1.0, -2.0)})],
+    Fused: [
+        (name, lambda n, make=make: _fused(make), {})
+        for name, (make, kind) in CHAINS.items()
+        if kind is Fused
     ],
     Staircase: [(k.value, lambda n, k=k: Staircase(k), _WHOLE) for k in Rounding],
 }

@@ -13,12 +13,29 @@ from torch import Tensor
 import verifier.ops  # noqa: F401 - registers all operators
 from tests.ops.curve_entries import CURVES
 from verifier.graph import Curve, Curved, Elementwise, Interval, Relaxation
+from verifier.ops.sampled import Sampled
 
 FORMS = [
     pytest.param(make, fields, id=f"{c.__name__}-{name}", marks=[pytest.mark.full] * (k > 0))
     for c, forms in CURVES.items()
     for k, (name, make, fields) in enumerate(forms)
+    if not issubclass(c, Sampled)
 ]
+SAMPLED = [
+    pytest.param(make, fields, id=f"{c.__name__}-{name}", marks=[pytest.mark.full] * (k > 0))
+    for c, forms in CURVES.items()
+    for k, (name, make, fields) in enumerate(forms)
+    if issubclass(c, Sampled)
+]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("make", "fields"), SAMPLED)
+def test_sampled_functions_are_sound(
+    harness: SimpleNamespace, make: Callable, fields: dict, dtype: torch.dtype
+) -> None:
+    harness.check(harness.Entry(make, **fields), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -61,7 +78,7 @@ def _grid(x: Interval, count: int = 801) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("make", "fields"), FORMS)
+@pytest.mark.parametrize(("make", "fields"), [*FORMS, *SAMPLED])
 def test_supports_hold_and_are_tight_for_any_slope(make: Callable, fields: dict, dtype: torch.dtype) -> None:
     """Slopes far outside the useful range too, as products of functions ask for them."""
     x = _boxes(make(1), fields.get("kinks", (0.0,)), dtype=dtype)
@@ -147,7 +164,7 @@ def test_gradients_are_those_of_the_bounds(make: Callable, fields: dict) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("make", "fields"), FORMS)
+@pytest.mark.parametrize(("make", "fields"), [*FORMS, *SAMPLED])
 def test_extreme_intervals_give_no_nan(make: Callable, fields: dict, dtype: torch.dtype) -> None:
     """Endless, saturated, denormal and degenerate intervals; values, lines, and gradients."""
     inf, info = torch.inf, torch.finfo(dtype)

@@ -40,6 +40,11 @@ def alternating(knots: Iterable[float], convex: bool) -> tuple[Piece, ...]:
     return tuple(Piece(a, b, convex == (k % 2 == 0)) for k, (a, b) in enumerate(itertools.pairwise(ends)))
 
 
+def known(bound: Tensor) -> Tensor:
+    """An upper bound that is infinite instead of NaN: a comparison with NaN would drop it."""
+    return torch.nan_to_num(bound, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+
 class Curve(Univariate):
     """What all functions share whose extrema over an interval, less a line, can be found.
 
@@ -102,7 +107,7 @@ class Curve(Univariate):
         y = self.forward(x)
         info, line = torch.finfo(y.dtype), slope * x
         rounding = self.error(x, y) + info.eps * (line.abs() + y.abs()) + info.tiny * (4 + slope.abs())
-        return sign * (y - line) + rounding
+        return known(sign * (y - line) + rounding)
 
     def tangent(self, point: Tensor, slope: Tensor, x: Interval, sign: int) -> tuple[Tensor, Tensor]:
         """At least the maximum of sign * (f - slope x) over an interval on which sign * f is concave, from the tangent
@@ -114,15 +119,16 @@ class Curve(Univariate):
         excess = sign * (steep - slope)
         right, left = (off + excess).clamp(min=0), (off - excess).clamp(min=0)
         rest = torch.maximum(right * (x.upper - point), left * (point - x.lower))
-        return self.gap(slope, point, sign) + rest, point
+        return known(self.gap(slope, point, sign) + rest), point
 
     def interval(self, *xs: Interval) -> Interval:
         if not self.rising:
             return super().interval(*xs)
-        low, high = self.forward(xs[0].lower), self.forward(xs[0].upper)
-        found = Interval(low - self.error(xs[0].lower, low), high + self.error(xs[0].upper, high)).sanitise()
+        x = calm(xs[0])
+        low, high = self.forward(x.lower), self.forward(x.upper)
+        found = Interval(low - self.error(x.lower, low), high + self.error(x.upper, high)).sanitise()
         found = found.map(lambda t: t.clamp(self.bottom, self.top))
-        usable = self.usable(xs[0])
+        usable = self.usable(x)
         return found if usable is None else _where(usable, found, Interval.everything(1, low))
 
     def support_max(self, slope: Tensor, x: Interval) -> Tensor:
@@ -304,6 +310,51 @@ class Curved(Curve):
         return tuple(found)
 
     @cached_property
+    def turns(self) -> tuple[tuple[float, float], ...]:
+        """Points inside of pieces where the derivative is zero, and the values there."""
+        found = []
+        for piece in self.pieces:
+            if piece.straight:
+                continue
+            far = max(abs(t) for t in (piece.start, piece.end, 0.0) if math.isfinite(t)) + self.reach
+            ends = torch.tensor([max(piece.start, -far), min(piece.end, far)], dtype=torch.float64)
+            ends = torch.nextafter(ends, ends.flip(0))
+            low, high = ends
+            before = self.derivative(ends).sign()
+            if before[0] * before[1] >= 0 or not bool(before.isfinite().all()):
+                continue
+            for _ in range(64):
+                middle = (low + high) / 2
+                same = bool(self.derivative(middle).sign() == before[0])
+                low, high = (middle, high) if same else (low, middle)
+            found.append((float(low), float(self.forward(low))))
+        return tuple(found)
+
+    def interval(self, *xs: Interval) -> Interval:
+        """From the values at the ends, at knots, and where the derivative is zero: a point that is off by d gives a
+        value that is off by d d, which is far below its rounding."""
+        if self.rising:
+            return super().interval(*xs)
+        x, wild, endless = self._tamed(xs[0])
+        if endless is not None:
+            return super().interval(*xs)
+        x = calm(xs[0]) if wild is None else x
+        ends = [(t, self.forward(t)) for t in x]
+        bounds = [(y - self.error(t, y), y + self.error(t, y)) for t, y in ends]
+        low = torch.minimum(bounds[0][0], bounds[1][0])
+        high = torch.maximum(bounds[0][1], bounds[1][1])
+        for point, *values in (*self.turns, *self.knots):
+            met = (x.lower <= point) & (x.upper >= point)
+            at = [low.new_tensor(v) for v in values]
+            doubt = [self.error(low.new_tensor(point), y) for y in at]
+            least = min(float(y - e) for y, e in zip(at, doubt, strict=True))
+            most = max(float(y + e) for y, e in zip(at, doubt, strict=True))
+            low = torch.where(met, low.clamp(max=least), low)
+            high = torch.where(met, high.clamp(min=most), high)
+        found = Interval(low.clamp(self.bottom, self.top), high.clamp(self.bottom, self.top)).sanitise()
+        return found if wild is None else _where(wild, Interval.everything(1, low), found)
+
+    @cached_property
     def _steeps(self) -> tuple[tuple[float, float, float], ...]:
         """The knots with the derivatives on their two sides."""
         found = []
@@ -430,6 +481,23 @@ class _Table:
         low, high = torch.minimum(first, last), torch.maximum(first, last)
         point = torch.nan_to_num(first + (slope - keys[cell - 1]) * rate).clamp(low, high)
         return torch.nan_to_num(point - (curve.derivative(point) - slope) * rate).clamp(low, high)
+
+
+class _Calm(torch.autograd.Function):
+    """The identity; no gradient where it is not finite, as at a vertical tangent."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def calm(x: Interval) -> Interval:
+    """The interval; gradients that are not finite end at it."""
+    return x.map(lambda t: _Calm.apply(t) if t.requires_grad else t)
 
 
 class _Known(torch.autograd.Function):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Curve, Interval, Value
+from verifier.graph.curve import known
 from verifier.graph.op import Shape
 from verifier.graph.registry import OnnxNode, aten_op, onnx_op
 from verifier.ops.movement import joint_shape
@@ -116,6 +117,7 @@ class PiecewisePolynomial(Curve):
             if self.coefficients.shape[1] > 2:
                 candidates.append(self._arch(k, slope, own, sign))
             for high, at in candidates:
+                high = known(high)
                 better = met & (high > best)
                 best, point = torch.where(better, high, best), torch.where(better, at, point)
         return best, point

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Curved, Interval, Piece, Value
+from verifier.graph.curve import calm
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import as_value, scale_shift
 from verifier.ops.exponential import Exp
@@ -68,7 +69,7 @@ class Log(_HalfLine):
 def _from_zero(curve: Curved, x: Interval) -> Interval:
     """The range of an increasing function that is defined for x >= 0 (minus infinity at 0, perhaps)."""
     inside = x.lower >= 0
-    low, high = (t.clamp(min=0) for t in x)
+    low, high = (t.clamp(min=0) for t in calm(x))
     bottom, top = curve.forward(low), curve.forward(high)
     far = torch.full_like(bottom, torch.inf)
     bottom = torch.where(inside, bottom - curve.error(low, bottom), -far)
@@ -139,7 +140,8 @@ class Power(_HalfLine):
         return self.exponent * x.pow(self.exponent - 1)
 
     def interval(self, *xs: Interval) -> Interval:
-        lower, upper = xs[0]
+        x = calm(xs[0])
+        lower, upper = x
         if self.exponent > 0 and not self._whole:
             return _from_zero(self, xs[0])
         ends = [self.forward(t) for t in (lower, upper)]

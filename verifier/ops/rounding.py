@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Curve, Interval, Value
+from verifier.graph.curve import known
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import scale_shift
 from verifier.ops.sign import Sign
@@ -67,7 +68,7 @@ class Staircase(Curve):
             reached = inside | (self.forward(jump) == self._side(jump, sign))
             jump = torch.where(reached, jump, jump + inward)
             value, line = self._side(jump, sign), slope * jump
-            high = sign * (value - line) + 2 * eps * (value.abs() + line.abs())
+            high = known(sign * (value - line) + 2 * eps * (value.abs() + line.abs()))
             better = (jump >= x.lower) & (jump <= x.upper) & (high > best)
             best, point = torch.where(better, high, best), torch.where(better, jump, point)
         return best, point

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,19 +120,20 @@ class SigmoidDerivative(Curved):
         return [multiply(builder, cotangent, builder.add(SigmoidDerivative(self.order + 1), inputs[0]))]
 
 
-def _polynomial(order: int) -> list[float]:
+@functools.cache
+def _polynomial(order: int) -> tuple[float, ...]:
     """Coefficients of R, lowest first: (1 - t t) R differentiates to (1 - t t) ((1 - t t) R' - 2 t R) / 2."""
     r = np.polynomial.Polynomial([0.25])
     t = np.polynomial.Polynomial([0.0, 1.0])
     for _ in range(order - 1):
         r = ((1 - t * t) * r.deriv() - 2 * t * r) / 2
-    return [float(c) for c in r.coef]
+    return tuple(float(c) for c in r.coef)
 
 
 def _evaluate(x: Tensor, polynomial: Sequence[float], absolute: bool = False) -> Tensor:
     t = (x / 2).tanh()
     if absolute:
-        t, polynomial = t.abs(), [abs(c) for c in polynomial]
+        t, polynomial = t.abs(), tuple(abs(c) for c in polynomial)
     value = torch.full_like(x, polynomial[-1])
     for c in polynomial[-2::-1]:
         value = value * t + c

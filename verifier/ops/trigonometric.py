@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -228,7 +229,7 @@ class AtanDerivative(Curved):
         s = torch.nan_to_num(x * r, nan=1.0)
         weights = _rational(order)
         if absolute:
-            s, weights = s.abs(), [abs(c) for c in weights]
+            s, weights = s.abs(), tuple(abs(c) for c in weights)
         value = torch.zeros_like(x)
         for j, c in enumerate(weights):
             if c:
@@ -253,12 +254,13 @@ class AtanDerivative(Curved):
         return [multiply(builder, cotangent, builder.add(AtanDerivative(self.order + 1), inputs[0]))]
 
 
-def _rational(order: int) -> list[float]:
+@functools.cache
+def _rational(order: int) -> tuple[float, ...]:
     """P / (1 + x^2)^n differentiates to (P' (1 + x^2) - 2 n x P) / (1 + x^2)^(n + 1)."""
     p, x = np.polynomial.Polynomial([1.0]), np.polynomial.Polynomial([0.0, 1.0])
     for n in range(1, order):
         p = p.deriv() * (1 + x * x) - 2 * n * x * p
-    return [float(c) for c in p.coef]
+    return tuple(float(c) for c in p.coef)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from torch import Tensor
 from verifier.graph import Graph
 from verifier.transforms.centers import center_means
 from verifier.transforms.composites import write_out
+from verifier.transforms.fuse import fuse
 from verifier.transforms.gates import join_gates
 
 
@@ -19,5 +20,8 @@ def prepare(graph: Graph, points: Sequence[Tensor] = (), names: Sequence[str] = 
     the cost of what would be lost with them. Affine operators are not fused: `fold` does that.
     """
     graph = write_out(center_means(graph, points) if points else graph)
-    joined = join_gates(graph)
-    return joined if {node.name for node in joined.nodes}.issuperset(names) else graph
+    for change in (fuse, join_gates):
+        changed = change(graph)
+        if {node.name for node in changed.nodes}.issuperset(names):
+            graph = changed
+    return graph

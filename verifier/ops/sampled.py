@@ -1,0 +1,276 @@
+"""Univariate functions bounded from samples of the interval and a bound on how they bend between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Builder, Curve, Graph, Interval, Value
+from verifier.graph.composite import intervals
+from verifier.graph.curve import known
+from verifier.graph.op import Shape
+from verifier.ops.movement import joint_shape
+from verifier.ops.product import multiply
+
+CELLS = 40
+"""Parts of an interval between samples."""
+_DENSE = 4.0
+"""Samples are evenly spaced up to about this distance from zero, and by ratios beyond."""
+
+
+class Sampled(Curve):
+    """A function of which values can be enclosed at points, and its second derivative on intervals.
+
+    On a cell of width h on which sign * f'' >= -k, the function lies below the parabola through both ends with second
+    derivative -k; and below its range over the cell.
+    """
+
+    @abstractmethod
+    def value(self, x: Tensor) -> Interval:
+        """An enclosure of the exact value at points."""
+
+    @abstractmethod
+    def bend(self, x: Interval) -> Interval:
+        """An enclosure of the second derivative on intervals, infinite where nothing is known."""
+
+    def reach(self, x: Interval) -> Interval:
+        """An enclosure of the function on intervals; infinite where nothing is known."""
+        far = torch.full_like(x.lower, torch.inf)
+        return Interval(-far, far)
+
+    def _samples(self, x: Interval) -> Tensor:
+        """[CELLS + 1, ...], increasing, the ends included."""
+        part = torch.arange(CELLS + 1, dtype=x.lower.dtype, device=x.lower.device) / CELLS
+        part = part.view(-1, *[1] * x.lower.dim())
+        low, high = ((t / _DENSE).asinh() for t in x)
+        points = _DENSE * (low + part * (high - low)).sinh()
+        points = torch.minimum(torch.maximum(torch.nan_to_num(points), x.lower), x.upper).cummax(0).values
+        return torch.cat([x.lower.unsqueeze(0), points[1:-1], x.upper.unsqueeze(0)])
+
+    def extreme(self, slope: Tensor, x: Interval, sign: int) -> tuple[Tensor, Tensor]:
+        points = self._samples(x)
+        info = torch.finfo(points.dtype)
+        inside = self.value(points).sanitise()
+        values = sign * (inside.upper if sign > 0 else inside.lower)
+        cells = Interval(points[:-1], points[1:])
+        bend, whole = self.bend(cells).sanitise(), self.reach(cells).sanitise()
+        curve = torch.maximum(-bend.lower if sign > 0 else bend.upper, torch.zeros_like(values[1:]))
+        drop = (1 + 1e-5) * curve * (cells.upper - cells.lower).square()  # k h^2
+        drop = torch.nan_to_num(drop, nan=torch.inf)
+        most = whole.upper if sign > 0 else -whole.lower
+        best = torch.full_like(slope + x.lower, -torch.inf)
+        point = torch.zeros_like(best)
+        left = None
+        for j, at in enumerate(points):
+            line = slope * at
+            right = values[j] - sign * line + 4 * info.eps * (values[j].abs() + line.abs())
+            right = right + info.tiny * (8 + slope.abs())
+            if left is not None:
+                high = _parabola(left, right, drop[j - 1])
+                tilt = torch.maximum(-sign * slope * points[j - 1], -sign * line)
+                flat = most[j - 1] + tilt + 4 * info.eps * (most[j - 1].abs() + tilt.abs())
+                high = known(torch.where(flat < known(high), flat, high))
+                better = high > best
+                nearer = torch.where(right > left, at, points[j - 1])
+                best, point = torch.where(better, high, best), torch.where(better, nearer, point)
+            left = right
+        return best, point
+
+    def _touching(self, x: Interval, sign: int) -> tuple[Tensor, Interval, Tensor]:
+        """From the hull of the samples: the highest chord across the middle."""
+        points = self._samples(x)
+        middle = (x.lower / 2 + x.upper / 2).clamp(x.lower, x.upper)
+        values = sign * self.forward(points)
+        best = torch.full_like(middle, -torch.inf)
+        tangent = self.derivative(middle)
+        slope, left, right = tangent, x.lower, x.upper
+        for start, low in zip(points[:-1], values[:-1], strict=True):
+            run = points - start
+            across = (start <= middle) & (points >= middle) & (run > 0)
+            steep = (values - low) / torch.where(run > 0, run, torch.ones_like(run))
+            height = (low + (middle - start) * steep).masked_fill(~across, -torch.inf)
+            high, index = height.max(0, keepdim=True)
+            better = high[0] > best
+            best = torch.where(better, high[0], best)
+            slope = torch.where(better, sign * steep.gather(0, index)[0], slope)
+            left, right = (
+                torch.where(better, start, left),
+                torch.where(better, points.gather(0, index)[0], right),
+            )
+        return slope, Interval(left, right), torch.zeros_like(best, dtype=torch.bool)
+
+    def slopes(self, x: Interval) -> Interval:
+        steep = self.derivative(self._samples(x))
+        return Interval(steep.amin(0), steep.amax(0))
+
+
+def _parabola(left: Tensor, right: Tensor, drop: Tensor) -> Tensor:
+    """The highest point of the parabola through `left` and `right` that bends down by `drop` (k h^2)."""
+    rise = (right - left).abs()
+    inner = 2 * rise < drop
+    tame = torch.where(inner, drop, torch.ones_like(drop))
+    high = (left + right) / 2 + drop / 8 + rise.square() / (2 * tame)
+    return torch.where(inner, torch.maximum(high, torch.maximum(left, right)), torch.maximum(left, right))
+
+
+@dataclass(frozen=True, eq=False)
+class TrigPolynomial(Sampled):
+    """The sum over k of cosines[k] cos(frequencies[k] x) + sines[k] sin(frequencies[k] x).
+
+    `frequencies` [K]; `cosines` and `sines` [K, ...], each of which broadcasts to the argument.
+    """
+
+    frequencies: Tensor
+    cosines: Tensor
+    sines: Tensor
+    units = 16
+    limits = (0.0, 0.0)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        for t in (self.cosines, self.sines):
+            if joint_shape(tuple(t.shape[1:]), shapes[0]) != shapes[0] or len(t) != len(self.frequencies):
+                raise ValueError(f"Coefficients {tuple(t.shape)} do not fit values {shapes[0]}.")
+        return shapes[0]
+
+    def restrict(self, index: Tensor, shape: Shape) -> TrigPolynomial:
+        wide = [t.expand(len(t), *shape).flatten(1)[:, index] for t in (self.cosines, self.sines)]
+        return dataclasses.replace(self, cosines=wide[0], sines=wide[1])
+
+    def _of(self, x: Tensor, order: int) -> Tensor:
+        total = torch.zeros_like(x)
+        for w, a, b in zip(self.frequencies, self.cosines, self.sines, strict=True):
+            for _ in range(order):
+                a, b = w * b, -w * a
+            total = total + a * (w * x).cos() + b * (w * x).sin()
+        return total
+
+    def _amplitude(self, order: int) -> Tensor:
+        """The sum of the sizes of all waves of a derivative, rounded up: broadcasts to the argument."""
+        total = torch.zeros_like(self.cosines[0])
+        for w, a, b in zip(self.frequencies, self.cosines, self.sines, strict=True):
+            total = total + w.abs() ** order * torch.hypot(a, b)
+        return (1 + 64 * torch.finfo(total.dtype).eps) * total
+
+    def _doubt(self, x: Tensor, order: int) -> Tensor:
+        """What a computed derivative may be off by; w x is rounded before it is wound."""
+        eps = torch.finfo(x.dtype).eps
+        steep = self._amplitude(order + 1) * x.abs()
+        return self.units * eps * self._amplitude(order) + 2 * eps * steep + 8 * torch.finfo(x.dtype).tiny
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return self._of(xs[0], 0)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return self._of(x, 1)
+
+    def value(self, x: Tensor) -> Interval:
+        y, doubt = self._of(x, 0), self._doubt(x, 0)
+        return Interval(y - doubt, y + doubt)
+
+    def bend(self, x: Interval) -> Interval:
+        """From the middle of the cell, with the third derivative."""
+        middle = x.center
+        radius = torch.maximum(x.upper - middle, middle - x.lower) * self._amplitude(3) + self._doubt(
+            middle, 2
+        )
+        y, most = self._of(middle, 2), self._amplitude(2)
+        return Interval(torch.maximum(y - radius, -most), torch.minimum(y + radius, most))
+
+    def reach(self, x: Interval) -> Interval:
+        most = self._amplitude(0) + 0 * x.lower
+        return Interval(-most, most)
+
+    def _at_infinity(self, bound: Tensor, slope: Tensor, x: Interval, sign: int) -> Tensor:
+        """Only the amplitude is known of endless intervals."""
+        most = torch.finfo(bound.dtype).max / 8
+        far = torch.where(slope == 0, self._amplitude(0), torch.full_like(bound, torch.inf))
+        return torch.where(x.magnitude > most, far, bound)
+
+    def vjp(
+        self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
+    ) -> Sequence[Value | None]:
+        view = (-1, *[1] * (self.cosines.dim() - 1))
+        w = self.frequencies.view(view)
+        steep = TrigPolynomial(self.frequencies, w * self.sines, -w * self.cosines)
+        return [multiply(builder, cotangent, builder.add(steep, inputs[0]))]
+
+
+@dataclass(frozen=True, eq=False)
+class Fused(Sampled):
+    """A chain of operators on one scalar per element, bounded as one function.
+
+    `bodies` are graphs of one input and one output without dimensions: the function, its derivative, its second one,
+    and its third one where that is known.
+    """
+
+    bodies: tuple[Graph, ...]
+    no_derivative = "chains are fused after differentiation"
+
+    def tensors(self) -> Iterator[Tensor]:
+        for body in self.bodies:
+            for node in body.nodes:
+                yield from node.op.tensors()
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Fused:
+        return Fused(tuple(body.to(dtype, device) for body in self.bodies))
+
+    def restrict(self, index: Tensor, shape: Shape) -> Fused:
+        return self
+
+    def _of(self, order: int, x: Tensor) -> Tensor:
+        return self.bodies[order].evaluate([x.flatten()])[0].expand(x.numel()).view_as(x)
+
+    def _enclosed(self, order: int, x: Interval) -> Interval:
+        found = intervals(self.bodies[order], [x.map(lambda t: t.flatten())])[0]
+        return found.map(lambda t: t.expand(x.lower.numel()).view_as(x.lower)).sanitise()
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return self._of(0, xs[0])
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return self._of(1, x)
+
+    def value(self, x: Tensor) -> Interval:
+        return self._enclosed(0, Interval(x, x))
+
+    def bend(self, x: Interval) -> Interval:
+        """Directly, and from the middle of the cell with the third derivative."""
+        whole = self._enclosed(2, x)
+        if len(self.bodies) < 4:
+            return whole
+        middle = x.center.clamp(x.lower, x.upper)
+        at, turn = self._enclosed(2, Interval(middle, middle)), self._enclosed(3, x).magnitude
+        radius = torch.maximum(x.upper - middle, middle - x.lower)
+        spread = torch.nan_to_num((1 + 1e-5) * radius * turn, nan=torch.inf)
+        return Interval(
+            torch.maximum(whole.lower, at.lower - spread), torch.minimum(whole.upper, at.upper + spread)
+        )
+
+    def reach(self, x: Interval) -> Interval:
+        return self._enclosed(0, x)
+
+    def interval(self, *xs: Interval) -> Interval:
+        found = self._enclosed(0, xs[0])
+        sampled = super().interval(*xs)
+        return Interval(torch.maximum(found.lower, sampled.lower), torch.minimum(found.upper, sampled.upper))
+
+    def usable(self, x: Interval) -> Tensor:
+        """Where the chain is defined all over the interval, as far as intervals tell."""
+        found = self._enclosed(0, x)
+        return found.lower.isfinite() & found.upper.isfinite()
+
+    def _at_infinity(self, bound: Tensor, slope: Tensor, x: Interval, sign: int) -> Tensor:
+        most = torch.finfo(bound.dtype).max / 8
+        return bound.masked_fill(x.magnitude > most, math.inf)
+
+
+def trig_polynomial(builder: Builder, x: Value, frequencies: Tensor, cosines: Tensor, sines: Tensor) -> Value:
+    """The sum over k of cosines[k] cos(frequencies[k] x) + sines[k] sin(frequencies[k] x), as the activations of
+    quantum circuits with data re-uploading are; coefficients [K, ...] broadcast to x."""
+    return builder.add(TrigPolynomial(frequencies, cosines, sines), x)
