@@ -12,8 +12,11 @@ from torch import Tensor
 
 import verifier.ops  # noqa: F401 - registers all operators
 from tests.ops.curve_entries import CURVES
-from verifier.graph import Curve, Curved, Elementwise, Interval, Relaxation
+from verifier.graph import Builder, Curve, Curved, Elementwise, Interval, Relaxation
+from verifier.graph.composite import intervals
 from verifier.ops.sampled import Sampled
+from verifier.ops.sigmoid import Sigmoid
+from verifier.transforms.differentiate import differentiate
 
 FORMS = [
     pytest.param(make, fields, id=f"{c.__name__}-{name}", marks=[pytest.mark.full] * (k > 0))
@@ -44,6 +47,7 @@ def test_sound(harness: SimpleNamespace, make: Callable, fields: dict, dtype: to
     harness.check(harness.Entry(make, **fields), dtype)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("make", "fields"), FORMS)
 def test_groups_of_slopes(harness: SimpleNamespace, make: Callable, fields: dict) -> None:
     harness.check_groups(harness.Entry(make, **fields))
@@ -110,6 +114,13 @@ def test_supports_hold_and_are_tight_for_any_slope(make: Callable, fields: dict,
             assert (excess <= curving + 400 * eps).all(), f"loose by {excess.max():.3g}"
 
 
+@pytest.mark.parametrize("side", ["lower", "upper"])
+def test_the_harness_can_fail(harness: SimpleNamespace, side: str) -> None:
+    """What `full` runs try with every operator, for one."""
+    with pytest.raises(AssertionError, match="a line is wrong"):
+        harness.check(harness.Entry(lambda n: Sigmoid()), torch.float32, _scaled(side, "slopes", 1.01))
+
+
 def _scaled(side: str, what: str, factor: float) -> Callable[[Relaxation], Relaxation]:
     def distort(lines: Relaxation) -> Relaxation:
         old = getattr(lines, f"{side}_{what}")
@@ -119,6 +130,7 @@ def _scaled(side: str, what: str, factor: float) -> Callable[[Relaxation], Relax
     return distort
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("what", ["slopes", "intercept"])
 @pytest.mark.parametrize("side", ["lower", "upper"])
 @pytest.mark.parametrize(("make", "fields"), FORMS)
@@ -161,6 +173,25 @@ def test_gradients_are_those_of_the_bounds(make: Callable, fields: dict) -> None
             rough = 1e-3 * (1 + gradient.abs()) + (high - low) + 1e-4 * value.detach().abs()
             assert gradient.isfinite().all()
             assert (off <= rough)[value.isfinite()].float().mean() > 0.97
+
+
+@pytest.mark.parametrize(("make", "fields"), [*FORMS, *SAMPLED])
+def test_derivatives_as_graphs(make: Callable, fields: dict) -> None:
+    """The vector-Jacobian product is that of autograd, and bounds of it hold."""
+    x = _boxes(make(1), fields.get("kinks", (0.0,)), n=60)
+    op = make(x.lower.shape[1]).to(torch.float64)
+    if op.no_derivative:
+        return
+    builder = Builder()
+    graph = builder.graph(builder.add(op, builder.input("x", (x.lower.shape[1],))))
+    steep = differentiate(graph, cotangent=torch.ones(x.lower.shape[1], dtype=torch.float64))
+    points = _grid(x, 21)
+    leaf = points.clone().requires_grad_()
+    wanted = torch.autograd.grad(op.forward(leaf).sum(), leaf)[0]
+    torch.testing.assert_close(steep.evaluate([points])[0], wanted, rtol=1e-8, atol=1e-8)
+    found = intervals(steep, [x])[0]
+    slack = 1e-12 * (1 + wanted.abs())
+    assert (wanted >= found.lower - slack).all() and (wanted <= found.upper + slack).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -264,8 +295,6 @@ def test_pieces_bend_the_way_they_say(make: Callable, fields: dict) -> None:
 
 def test_ranges_of_slopes_hold_no_useless_ones() -> None:
     """For an S-shape, a line above is never steeper than the one through the lower end that touches."""
-    from verifier.ops.sigmoid import Sigmoid
-
     x = Interval(
         torch.tensor([[-3.0, 1.0]], dtype=torch.float64), torch.tensor([[3.0, 2.0]], dtype=torch.float64)
     )

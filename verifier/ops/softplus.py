@@ -51,7 +51,12 @@ class Softplus(Curved):
     def vjp(
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
     ) -> Sequence[Value | None]:
-        return [multiply(builder, cotangent, builder.add(Sigmoid(), inputs[0]))]
+        """The sigmoid, in doubt by what it misses of 1 beyond the threshold."""
+        steep = builder.add(Sigmoid(), inputs[0])
+        if not math.isinf(self.threshold):
+            doubt = torch.tensor(1 / (1 + math.exp(self.threshold)), dtype=torch.float64)
+            steep = scale_shift(builder, steep, shift=0.0, doubt=doubt)
+        return [multiply(builder, cotangent, steep)]
 
 
 def softplus(builder: Builder, x: Value, beta: float = 1.0, threshold: float = math.inf) -> Value:
