@@ -82,12 +82,23 @@ def pooled(b: Builder, x: Value) -> Value:
     return relu(b, conv(b, h, 2))
 
 
+def sliced(b: Builder, x: Value) -> Value:
+    """Some of the channels, in and out of order, of every second place or of all."""
+    h = reshape(b, x, (1, 3, 14, 14))
+    first = relu(b, conv(b, take(b, h, lambda t: t[:, 1:]), 4))
+    turned = conv(b, take(b, first, lambda t: t[:, [3, 0, 1]]), 3, s=2)
+    halved = take(b, conv(b, first, 5), lambda t: t[:, [4, 2], ::2, 1::2])
+    h = relu(b, concat(b, [turned, halved], 1))
+    return relu(b, conv(b, h, 2))
+
+
 NETWORKS: dict[str, Callable[[Builder, Value], Value]] = {
     "residual": residual,
     "uneven": uneven,
     "joined": joined,
     "line": line,
     "pooled": pooled,
+    "sliced": sliced,
 }
 
 

@@ -121,6 +121,14 @@ class Patches(Coefficients):
     def multiply(self, factor: Tensor) -> Coefficients:
         return self.with_values(self.values.flatten(2) * self.pick(factor))
 
+    def among(self, channels: Tensor, count: int) -> Patches:
+        """The windows over a map of `count` channels of which this one has `channels` [C]."""
+        if len(channels) == count and bool((channels[1:] > channels[:-1]).all()):
+            return self
+        values = self.values.new_zeros(*self.values.shape[:2], count, *self.kernel)
+        values = values.index_copy(2, channels, self.values)
+        return replace(self, values=values, map=(count, *self.map[1:]))
+
     def spread(
         self, map: tuple[int, int, int], step: tuple[int, int], start: tuple[int, int], shape: tuple[int, ...]
     ) -> Patches:
@@ -176,14 +184,18 @@ class _Pick(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, at: Tensor, grid: Grid, kernel: tuple[int, int]) -> Tensor:
         ctx.save_for_backward(at)
         ctx.saved = (x.shape, grid, kernel)
-        table = functional.pad(x, _pads(grid, kernel, (x.shape[2], x.shape[3])))
+        padded = functional.pad(x, _pads(grid, kernel, (x.shape[2], x.shape[3])))
+        table = padded.permute(0, 2, 3, 1).contiguous()  # channels last: long runs to copy
         for d in (0, 1):
-            table = table.unfold(2 + d, kernel[d], grid.step[d])
-        table = table.permute(0, 2, 3, 1, 4, 5)
+            table = table.unfold(1 + d, kernel[d], grid.step[d])
+        table = table.permute(0, 1, 2, 4, 5, 3)
         across, cells = grid.counts[1], grid.counts[0] * grid.counts[1]
         if x.shape[0] * cells > 2 * at.numel():  # then most of a table would be written for nothing
-            return table[at // cells, at % cells // across, at % across].flatten(2)
-        return table.reshape(x.shape[0] * cells, -1).index_select(0, at.flatten()).view(*at.shape, -1)
+            picked = table[at // cells, at % cells // across, at % across]
+        else:
+            picked = table.reshape(x.shape[0] * cells, -1).index_select(0, at.flatten())
+            picked = picked.view(*at.shape, *table.shape[3:])
+        return picked.movedim(-1, 2).flatten(2)
 
     @staticmethod
     @once_differentiable

@@ -116,34 +116,38 @@ class Take(Affine):
         if isinstance(coefficients, Patches) and coefficients.natural:
             lattice = _lattice(self.index, coefficients.map, shapes[0])
             if lattice is not None:
-                return coefficients.spread(*lattice, shapes[0]).narrowed()
+                channels, *places = lattice
+                return coefficients.among(channels, places[0][0]).spread(*places, shapes[0]).narrowed()
         return super().backward(coefficients, index, *shapes)
 
 
 def _lattice(
     index: Tensor, map: tuple[int, int, int], shape: Shape
-) -> tuple[tuple[int, int, int], tuple[int, int], tuple[int, int]] | None:
-    """(size of the larger map, step, start) where `index` takes the elements of `map` (C, h, w) from places start +
-    step (i, j) of all channels of an image of `shape`, as pooling does; None where it takes others."""
+) -> tuple[Tensor, tuple[int, int, int], tuple[int, int], tuple[int, int]] | None:
+    """(channels, size of the larger map, step, start) where `index` takes the elements of `map` (C, h, w) from places
+    start + step (i, j) of some channels of an image of `shape`, each at most once, as pooling and slices do; None where
+    it takes others."""
     image = image_of(shape)
-    if image is None or image[0] != map[0]:
+    if image is None:
         return None
     _, height, width = image
     places = index.view(map)
-    start = (int(places[0, 0, 0]) // width, int(places[0, 0, 0]) % width)
+    channels = places[:, 0, 0] // (height * width)
+    first = int(places[0, 0, 0]) % (height * width)
+    start = (first // width, first % width)
     down = (int(places[0, 1, 0]) - int(places[0, 0, 0])) // width if map[1] > 1 else 1
     right = int(places[0, 0, 1]) - int(places[0, 0, 0]) if map[2] > 1 else 1
-    if down < 1 or right < 1:
+    if down < 1 or right < 1 or len(channels.unique()) < len(channels):
         return None
     rows, columns = (
         torch.arange(n, device=index.device) * step + first
         for n, step, first in zip(map[1:], (down, right), start, strict=True)
     )
     wanted = rows.unsqueeze(1) * width + columns
-    wanted = torch.arange(map[0], device=index.device).view(-1, 1, 1) * (height * width) + wanted
+    wanted = channels.view(-1, 1, 1) * (height * width) + wanted
     if int(rows[-1]) >= height or int(columns[-1]) >= width or not torch.equal(places, wanted):
         return None
-    return image, (down, right), start
+    return channels, image, (down, right), start
 
 
 @dataclass(frozen=True, eq=False)
