@@ -116,8 +116,9 @@ class Take(Affine):
         if isinstance(coefficients, Patches) and coefficients.natural:
             lattice = _lattice(self.index, coefficients.map, shapes[0])
             if lattice is not None:
-                channels, *places = lattice
-                return coefficients.among(channels, places[0][0]).spread(*places, shapes[0]).narrowed()
+                channels, image, step, start = lattice
+                whole = coefficients.among(channels, image[0])
+                return whole.spread(image, step, start, shapes[0]).narrowed()
         return super().backward(coefficients, index, *shapes)
 
 
