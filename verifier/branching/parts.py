@@ -13,7 +13,8 @@ from verifier.branching.bounded import Bounded
 from verifier.branching.bounding import Bounder
 from verifier.branching.domains import Domains
 from verifier.branching.multipliers import add_multipliers, split_multipliers
-from verifier.graph import Elementwise, Interval
+from verifier.branching.points import RULES
+from verifier.graph import Elementwise, Interval, Univariate
 
 
 class Side(IntEnum):
@@ -44,27 +45,33 @@ class Cut:
     alone: Tensor | None = None
 
 
-def cuts_at(bounder: Bounder, bounded: Bounded, nodes: Sequence[int], places: Tensor) -> list[Cut]:
-    """Cuts of the neurons at `places` [M] among all of `nodes`, at their branching points, node by node."""
+def cuts_at(
+    bounder: Bounder, bounded: Bounded, nodes: Sequence[int], places: Tensor, rule: str = "table"
+) -> list[Cut]:
+    """Cuts of the neurons at `places` [M] among all of `nodes`, at their branching points by a rule of
+    `points.RULES`, node by node."""
     cuts, start = [], 0
     for i in nodes:
         size = bounder.graph.nodes[i].numel
         rows = ((places >= start) & (places < start + size)).nonzero()[:, 0]
         if len(rows):
             column = places[rows] - start
-            point = branching_points(bounder, i, bounded, len(places)).flatten(1)[rows, column]
+            point = branching_points(bounder, i, bounded, len(places), rule).flatten(1)[rows, column]
             cuts.append(_cut(bounder, bounded, i, rows, column, point))
         start += size
     return cuts
 
 
-def branching_points(bounder: Bounder, node: int, bounded: Bounded, batch: int) -> Tensor:
-    """The branching points [M, *shape] of the first operator that reads the node."""
+def branching_points(bounder: Bounder, node: int, bounded: Bounded, batch: int, rule: str) -> Tensor:
+    """The branching points [M, *shape] of the first operator that reads the node, one of one argument if there is."""
     graph = bounder.graph
-    for i in bounder.elementwise:
+    readers = [i for i in bounder.elementwise if node in graph.nodes[i].inputs]
+    for i in sorted(readers, key=lambda i: len(graph.nodes[i].inputs)):
         op, inputs = graph.nodes[i].op, graph.nodes[i].inputs
-        if node in inputs and isinstance(op, Elementwise):
-            boxes = [bounded.bounds[j].expand(batch) for j in inputs]
+        boxes = [bounded.bounds[j].expand(batch) for j in inputs]
+        if isinstance(op, Univariate):
+            return RULES[rule](op, boxes[0])
+        if isinstance(op, Elementwise):
             return op.branching_point(inputs.index(node), *boxes)
     raise KeyError(f"No elementwise operator reads node {node}.")
 

@@ -411,13 +411,15 @@ class Curved(Curve):
         return wanted
 
     def branching_point(self, index: int, *xs: Interval) -> Tensor:
-        """The knot nearest to the middle, where one lies well inside the interval (or at all, if the function jumps
-        there); else the middle."""
+        """The kink nearest to the middle, where one lies well inside the interval (or at all, if the function jumps
+        there); else the middle. Where the curvature turns is a worse place: both halves of sigmoids are then wide."""
         lower, upper = xs[index]
         middle = super().branching_point(index, *xs)
         chosen, distance = middle, torch.full_like(middle, torch.inf)
         margin = (0.0 if self.jumps else 0.05) * (upper - lower)
-        for knot, *_ in self.knots:
+        for knot, left, right in self._steeps:
+            if not self.jumps and abs(left - right) <= 1e-6 * (1 + abs(left)):
+                continue
             inside = (knot - lower > margin) & (upper - knot > margin)
             nearer = inside & ((middle - knot).abs() < distance)
             distance = torch.where(nearer, (middle - knot).abs(), distance)
