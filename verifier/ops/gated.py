@@ -71,7 +71,7 @@ class Gated(Elementwise):
         return self.gate.forward(xs[0]) * (xs[1] if self.other is None else self.other.forward(xs[1]))
 
     def _factors(self, x: Interval, y: Interval) -> tuple[Interval, Interval]:
-        return self.gate.interval(x), y if self.other is None else self.other.interval(y)
+        return _lifted(self.gate.interval(x)), y if self.other is None else _lifted(self.other.interval(y))
 
     def interval(self, *xs: Interval) -> Interval:
         return Product().interval(*self._factors(xs[0], xs[1]))
@@ -344,6 +344,13 @@ def _ranges(box: _Box, lines: Sequence[_Lines], sign: float) -> list[Interval]:
         corners = _bounded(corners).masked_fill(box.wild | x.lower.isinf() | x.upper.isinf(), 0.0)
         found.append(Interval(corners.amin(0), corners.amax(0)))
     return found
+
+
+def _lifted(z: Interval) -> Interval:
+    """A range that may be off by what underflows, which a large factor makes visible; signs are exact."""
+    spare = 4 * torch.finfo(z.lower.dtype).tiny
+    low = torch.where(z.lower >= 0, (z.lower - spare).clamp(min=0), z.lower - spare)
+    return Interval(low, torch.where(z.upper <= 0, (z.upper + spare).clamp(max=0), z.upper + spare))
 
 
 def _middle(x: Interval) -> Tensor:
