@@ -231,6 +231,10 @@ class _Run:
         start, settled = look.left, look.closed
         if not len(start):
             return Outcome(Status.UNSAT, Reason.NONE, settled, len(compiled.lower), 0)
+        if look.points:  # then a look at each is as good as any bound
+            found = self._attack(self.deadline, QUICK_ROUNDS)
+            if found is not None:
+                return Outcome(Status.SAT, Reason.NONE, -math.inf, 0, 0, found)
         bounder = bounder.with_options(forward(settings)) if look.forward else bounder
         free = FREE if self.device.type == "cuda" else int(min(FREE_WORK / _work(bounder.graph), FREE))
         brancher, batch, closed = InputBrancher(bounder, free), _batch(bounder), math.inf

@@ -26,18 +26,21 @@ _SHARES = 8
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """The cases that are `left`, the least proved score of what was refuted (`closed`), and whether inner enclosures by
-    forward functions of the few inputs that vary refuted more in the same time than those by backward passes."""
+    """The cases that are `left`, the least proved score of what was refuted (`closed`), whether inner enclosures by
+    forward functions of the few inputs that vary refuted more in the same time than those by backward passes, and
+    whether all boxes are `points`: what is left of them is a counterexample, or nothing says what it is."""
 
     left: Domains
     closed: float
     forward: bool = False
+    points: bool = False
 
 
 def first_look(bounder: Bounder, start: Domains, memory: int) -> Look:
     """What intervals in float64, and forward bounds where few inputs vary, leave of many cases, or of points. `memory`
     in bytes is what a pass may take."""
-    if len(start) < MANY and not _points(start):
+    points = _points(start)
+    if len(start) < MANY and not points:
         return Look(start, math.inf)
     options = replace(bounder.options, linear=False, gaps=False)
     plain = Bounder(bounder.compiled, bounder.device, torch.float64, options)
@@ -47,8 +50,8 @@ def first_look(bounder: Bounder, start: Domains, memory: int) -> Look:
     batch = max(1, min(len(start), memory // (8 * _SHARES * numbers)))
     look = _refuted(plain, start, batch)
     few = few_inputs(look.left)
-    if not bounder.options.linear or few is None or len(look.left) < MANY:
-        return look
+    if points or not bounder.options.linear or few is None or len(look.left) < MANY:
+        return replace(look, points=points)
     ahead = bounder.with_options(forward(bounder.options))
     if not _pays(ahead, bounder, look.left.index(slice(0, TRIED))):
         return look
