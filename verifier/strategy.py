@@ -16,6 +16,7 @@ from verifier.attack.replay import Judge, Networks
 from verifier.bounds.alpha import AlphaOptions
 from verifier.bounds.crown import OutOfTime
 from verifier.bounds.final import AscentOptions
+from verifier.bounds.undefined import first_undefined
 from verifier.branching.activation_split import HEURISTICS, ActivationBrancher
 from verifier.branching.bounded import Facts
 from verifier.branching.bounding import Bounder, BoundOptions
@@ -25,7 +26,7 @@ from verifier.branching.input_split import InputBrancher
 from verifier.branching.root import Root, condensed, root, root_cuts, root_planes
 from verifier.branching.search import FIRST, Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
-from verifier.graph import Elementwise, Graph
+from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.op import Input
 from verifier.options import Options
 from verifier.results import Counterexample, Progress, Reason, Result, Stats, Status
@@ -312,6 +313,10 @@ class _Run:
             attack_margin=self.margin if math.isfinite(self.margin) else None,
         )
         bound = outcome.bound if math.isfinite(outcome.bound) else None
+        if outcome.status in (Status.UNKNOWN, Status.TIMEOUT) and not detail:
+            detail = first_undefined(
+                self.compiled.graph, Interval(self.compiled.lower[:1], self.compiled.upper[:1])
+            )
         return Result(outcome.status, bound, outcome.counterexample, reason, detail, stats)
 
 

@@ -297,6 +297,13 @@ class Elementwise(Op):
             raise ValueError(f"{type(self).__name__} takes arguments of one shape, got {shapes}.")
         return shapes[0]
 
+    domain: str = ""
+    """For which arguments f is defined, in words ("x > 0"); empty for all."""
+
+    def outside(self, *xs: Interval) -> Tensor | None:
+        """Boolean [B, *shape]: where the intervals hold arguments for which f is not defined; None for nowhere."""
+        return None
+
     @abstractmethod
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
         """The relaxation's free parameters at good starting values (may be empty)."""

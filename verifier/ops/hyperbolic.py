@@ -142,6 +142,10 @@ class Acosh(Curved):
     """The inverse of the hyperbolic cosine, from 1 on."""
 
     bottom, rising, home, units = 0.0, True, 2.0, 16
+    domain = "x >= 1"
+
+    def outside(self, *xs: Interval) -> Tensor:
+        return xs[0].lower < 1
 
     @property
     def pieces(self) -> tuple[Piece, ...]:

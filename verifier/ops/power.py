@@ -40,10 +40,14 @@ class Log(_HalfLine):
     """The natural logarithm. An interval that reaches zero has no line, and one that reaches below has no bound."""
 
     rising = True
+    domain = "x > 0"
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
         return (Piece(0.0, math.inf, False),)
+
+    def outside(self, *xs: Interval) -> Tensor:
+        return xs[0].lower <= 0
 
     def usable(self, x: Interval) -> Tensor:
         return x.lower > 4 * torch.finfo(x.lower.dtype).tiny
@@ -117,6 +121,18 @@ class Power(_HalfLine):
         if not self._whole:
             return (right,)
         return Piece(-math.inf, 0.0, self._even), right
+
+    @property
+    def domain(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self._whole:
+            return "" if self.exponent > 0 else "x other than 0"
+        return "x >= 0" if self.exponent > 0 else "x > 0"
+
+    def outside(self, *xs: Interval) -> Tensor | None:
+        lower, upper = xs[0]
+        if self._whole:
+            return None if self.exponent > 0 else (lower <= 0) & (upper >= 0)
+        return lower < 0 if self.exponent > 0 else lower <= 0
 
     def usable(self, x: Interval) -> Tensor:
         p, info = self.exponent, torch.finfo(x.lower.dtype)

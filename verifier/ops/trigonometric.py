@@ -76,6 +76,11 @@ class Sine(Curve):
 class _Branched(Curve):
     """Functions of the tangent: an interval that holds a pole has no bound."""
 
+    domain = "x between two poles"
+
+    def outside(self, *xs: Interval) -> Tensor:
+        return ~self.usable(xs[0])
+
     def usable(self, x: Interval) -> Tensor:
         """Inside one branch, some way from its poles, and where floats are dense."""
         info = torch.finfo(x.lower.dtype)
@@ -267,6 +272,11 @@ def _rational(order: int) -> tuple[float, ...]:
 class Between(Curved):
     """Functions on (-1, 1) whose slopes have no limit at its ends."""
 
+    domain = "-1 < x < 1"
+
+    def outside(self, *xs: Interval) -> Tensor:
+        return xs[0].magnitude >= 1
+
     def slopes(self, x: Interval) -> Interval:
         """Not those next to the ends."""
         near = 1 - 1e-3 * (1 - x.center.abs()).clamp(1e-3, 1)
@@ -278,6 +288,10 @@ class Asin(Between):
     """The inverse of the sine, on [-1, 1]; an interval that leaves it has no bound."""
 
     bottom, top, rising = -math.pi / 2, math.pi / 2, True
+    domain = "-1 <= x <= 1"
+
+    def outside(self, *xs: Interval) -> Tensor:
+        return xs[0].magnitude > 1
 
     @property
     def pieces(self) -> tuple[Piece, ...]:
