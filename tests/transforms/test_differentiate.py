@@ -24,6 +24,7 @@ from verifier.ops.combination import Combination
 from verifier.ops.convolution import Conv, ConvTranspose, Window
 from verifier.ops.exponential import Exp
 from verifier.ops.extremum import maximum_over
+from verifier.ops.integers import Integral
 from verifier.ops.linear import ConstantMatMul, Linear
 from verifier.ops.matmul import matmul
 from verifier.ops.maximum import Maximum
@@ -82,6 +83,7 @@ CASES: list[tuple[Op, list[tuple[int, ...]]]] = [
     (Softmax(0), [(2, 3)]),
     (Maximum(3), [(2, 3), (2, 3), (2, 3)]),
     (Alternatives(), [(2, 3), (2, 3)]),
+    (Integral(), [(2, 3)]),
 ]
 
 
