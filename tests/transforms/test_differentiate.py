@@ -20,10 +20,12 @@ from verifier.graph import Builder, Graph, Op
 from verifier.graph.op import Affine, Transposed
 from verifier.ops.alternatives import Alternatives
 from verifier.ops.arithmetic import Add, ScaleShift, add, scale_shift
+from verifier.ops.choice import Choice
 from verifier.ops.combination import Combination
 from verifier.ops.convolution import Conv, ConvTranspose, Window
 from verifier.ops.exponential import Exp
 from verifier.ops.extremum import maximum_over
+from verifier.ops.gated import Gated
 from verifier.ops.integers import Integral
 from verifier.ops.linear import ConstantMatMul, Linear
 from verifier.ops.matmul import matmul
@@ -37,6 +39,7 @@ from verifier.ops.repeat import repeat
 from verifier.ops.sign import Sign
 from verifier.ops.softmax import Softmax
 from verifier.ops.step import Step
+from verifier.ops.within import Within
 from verifier.options import BoundMethod
 from verifier.sets import Box
 from verifier.transforms.differentiate import differentiate
@@ -84,6 +87,10 @@ CASES: list[tuple[Op, list[tuple[int, ...]]]] = [
     (Maximum(3), [(2, 3), (2, 3), (2, 3)]),
     (Alternatives(), [(2, 3), (2, 3)]),
     (Integral(), [(2, 3)]),
+    (Gated(Exp()), [(2, 3), (2, 3)]),
+    (Gated(Relu(), Square()), [(2, 3), (2, 3)]),
+    (Within(-9.0, 9.0), [(2, 3)]),
+    (Choice(), [(2, 3), (2, 3), (2, 3)]),
 ]
 
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Value
-from verifier.ops.arithmetic import scale_shift
 from verifier.ops.movement import broadcast, joint_shape
-from verifier.ops.product import multiply
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +71,9 @@ class Choice(Elementwise):
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
     ) -> Sequence[Value | None]:
         """Of the values; where the truth value changes there is a jump, and no derivative elsewhere."""
-        other = scale_shift(builder, inputs[0], scale=-1.0, shift=1.0)
-        return [None, multiply(builder, cotangent, inputs[0]), multiply(builder, cotangent, other)]
+        zero = builder.constant(torch.zeros(builder.shape(output), dtype=torch.float64))
+        parts = ((cotangent, zero), (zero, cotangent))
+        return [None, *[builder.add(Choice(), inputs[0], *pair) for pair in parts]]
 
 
 def _decided(c: Interval) -> tuple[Tensor, Tensor]:
