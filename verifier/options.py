@@ -13,7 +13,6 @@ Dtype = Literal["auto", "float32", "float64"]
 Method = Literal["auto", "interval", "crown", "alpha-crown"]
 BoundMethod = Literal["interval", "forward", "crown-ibp", "crown", "alpha-crown"]
 Branching = Literal["auto", "input", "activation", "babsr", "fsb", "bbps"]
-BranchingPoints = Literal["table", "middle"]
 LinearSolver = Literal["highs", "gurobi"]
 
 
@@ -43,9 +42,6 @@ class Options:
     branching: Branching = _option(
         "auto", "What to split: inputs or activations (these as babsr, fsb, the default, or bbps choose)."
     )
-    branching_points: BranchingPoints = _option(
-        "table", "Where smooth activations are split: table takes points optimised offline, or middle."
-    )
     lp: LinearSolver = _option("highs", "Solver of linear programs; gurobi is an extra and needs a licence.")
     progress: bool = _option(False, "Show progress on stderr.")
 
@@ -55,7 +51,6 @@ class Options:
             ("dtype", Dtype),
             ("method", Method),
             ("branching", Branching),
-            ("branching_points", BranchingPoints),
             ("lp", LinearSolver),
         ):
             _check_choice(name, getattr(self, name), get_args(choices))

@@ -261,7 +261,7 @@ class _Run:
             few = int((compiled.upper > compiled.lower).sum(1).amax()) <= INPUT_DIMENSIONS
             tried = INPUTS_TRIED if few and self.options.branching == "auto" else 0
             free = min(batch, FREE) if self.device.type == "cuda" else 0
-            brancher = ActivationBrancher(bounder, heuristic, free, tried, self.options.branching_points)
+            brancher = ActivationBrancher(bounder, heuristic, free, tried)
         limits = SearchOptions(
             deadline=self.deadline,
             batch=self.options.batch_size or batch,

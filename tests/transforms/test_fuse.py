@@ -18,9 +18,10 @@ from verifier.ops.piecewise_linear import relu
 from verifier.ops.piecewise_polynomial import PiecewisePolynomial
 from verifier.ops.power import log, power
 from verifier.ops.product import multiply, square
+from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.sampled import Fused
 from verifier.ops.self_gated import Gelu, Mish, Silu
-from verifier.ops.sigmoid import sigmoid, tanh
+from verifier.ops.sigmoid import Sigmoid, sigmoid, tanh
 from verifier.ops.softplus import softplus
 from verifier.ops.trigonometric import Sine
 from verifier.sets import Box
@@ -48,9 +49,15 @@ def _wave(b: Builder, x: Value) -> Value:
     return multiply(b, x, b.add(Exp(), scale_shift(b, square(b, x), scale=-1.0)))
 
 
+def _logistic(b: Builder, x: Value) -> Value:
+    return b.add(Reciprocal(), scale_shift(b, b.add(Exp(), scale_shift(b, x, scale=-1.0)), shift=1.0))
+
+
 CHAINS: dict[str, tuple[Callable[[Builder, Value], Value], type]] = {
     "silu": (lambda b, x: multiply(b, x, sigmoid(b, x)), Silu),
     "shifted and scaled": (_shifted, Silu),
+    "sigmoid written out": (_logistic, Sigmoid),
+    "silu written out": (lambda b, x: multiply(b, x, _logistic(b, x)), Silu),
     "mish": (lambda b, x: multiply(b, x, tanh(b, softplus(b, x))), Mish),
     "gelu": (lambda b, x: multiply(b, scale_shift(b, x, scale=0.5), _erf(b, x)), Gelu),
     "gelu, halved last": (lambda b, x: scale_shift(b, multiply(b, x, _erf(b, x)), scale=0.5), Gelu),
@@ -82,7 +89,8 @@ def test_it_is_the_same_function(name: str) -> None:
     fused = fuse(graph)
     ops = [type(n.op) for n in fused.nodes]
     assert (
-        kind in ops and sum(issubclass(t, Silu | Mish | Gelu | PiecewisePolynomial | Fused) for t in ops) == 1
+        kind in ops
+        and sum(issubclass(t, Sigmoid | Silu | Mish | Gelu | PiecewisePolynomial | Fused) for t in ops) == 1
     )
     assert fused.nodes[-1].name == graph.nodes[-1].name
     x = 4 * torch.randn(50, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

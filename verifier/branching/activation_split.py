@@ -28,11 +28,12 @@ TRIALS, TRIAL_NUMBERS = 4096, 1 << 25
 class Heuristic:
     """How to choose a neuron: of the `candidates` whose relaxations cost the bound most, the `shortcuts` that a linear
     shortcut estimates to gain most (all where it is None), and of these the one whose halves, both bounded for real
-    where `trials` says so, gain most."""
+    where `trials` says so, gain most. `points` names a rule of `points.RULES` for where to cut."""
 
     candidates: int
     shortcuts: int | None = None
     trials: bool = False
+    points: str = "table"
 
 
 HEURISTICS = {
@@ -51,15 +52,13 @@ class ActivationBrancher:
 
     Where fewer than `free` subdomains come out, each is split at the next best neurons, too: on a GPU so many cost no
     more than one, and every level that is skipped saves a step. The best `inputs` coordinates of the box are tried as
-    well, with inner enclosures of the halves' own, and halved where that gains more. `rule` names the branching points
-    (`points.RULES`).
+    well, with inner enclosures of the halves' own, and halved where that gains more.
     """
 
     bounder: Bounder
     heuristic: Heuristic = HEURISTICS["fsb"]
     free: int = 0
     inputs: int = 0
-    rule: str = "table"
 
     def branch(self, domains: Domains, bounded: Bounded) -> tuple[Domains, Tensor]:
         """All parts of every subdomain, and a mask [M] of subdomains that have nothing to split."""
@@ -105,7 +104,7 @@ class ActivationBrancher:
         for level in range(best.shape[1]):
             if level and 2 * len(domains) > self.free:
                 break
-            cuts = cuts_at(self.bounder, bounded, nodes, best[:, level], self.rule)
+            cuts = cuts_at(self.bounder, bounded, nodes, best[:, level], self.heuristic.points)
             domains, rows = all_parts(self.bounder, domains, bounded, cuts)
             bounded, best = bounded.index(rows), best[rows]
         return domains
@@ -158,7 +157,7 @@ class ActivationBrancher:
         count = places.shape[1]
         copies = torch.arange(len(domains), device=places.device).repeat_interleave(count)
         mine, whole = domains.index(copies), bounded.index(copies)
-        cuts = cuts_at(self.bounder, whole, nodes, places.flatten(), self.rule)
+        cuts = cuts_at(self.bounder, whole, nodes, places.flatten(), self.heuristic.points)
         trial = [one_part(self.bounder, mine, whole, cuts, side) for side in (Side.LOW, Side.HIGH)]
         score = quick.estimate(Domains.cat(trial)).view(2, len(domains), count)
         return _gain(score.permute(1, 2, 0), domains.bound, values)
@@ -174,7 +173,9 @@ class ActivationBrancher:
             rows, k = ((places >= start) & (places < start + size)).nonzero(as_tuple=True)
             column = places[rows, k] - start
             ends = [t.flatten(1)[rows, column] for t in bounded.bounds[i].expand(len(domains))]
-            point = branching_points(bounder, i, bounded, len(domains), self.rule).flatten(1)[rows, column]
+            point = branching_points(bounder, i, bounded, len(domains), self.heuristic.points).flatten(1)[
+                rows, column
+            ]
             for high, half in enumerate((Interval(ends[0], point), Interval(point, ends[1]))):
                 argument = Argument(rows, column, half)
                 score[rows, k, high] = shortcut(

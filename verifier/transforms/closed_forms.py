@@ -13,9 +13,11 @@ from verifier.graph import Builder, Value
 from verifier.graph.op import Op
 from verifier.ops.arithmetic import Add, ScaleShift, add, scale_shift
 from verifier.ops.erf import Erf
+from verifier.ops.exponential import Exp
 from verifier.ops.piecewise_polynomial import DEGREE, PiecewisePolynomial
 from verifier.ops.power import Power
 from verifier.ops.product import Product, Square
+from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.self_gated import Gelu, Mish, Silu
 from verifier.ops.sigmoid import Sigmoid, Tanh
 from verifier.ops.softplus import Softplus
@@ -62,8 +64,12 @@ def _step(op: Op, x: Form) -> Form | None:
     one, two = (Fraction(1),), (Fraction(2),)
     if isinstance(op, Tanh) and x == Form((), one, "softplus", x.inner):
         return Form((), one, "mish", x.inner)
+    if isinstance(op, Reciprocal) and x.step == "exp" and len(x.plain) == 1 and x.plain == x.factor:
+        return Form((), (1 / x.plain[0],), "sigmoid", _times((Fraction(-1),), x.inner))  # 1 / (c + c e^w)
     if x.step:
         return None
+    if isinstance(op, Exp):
+        return Form((), one, "exp", x.plain)
     if isinstance(op, Sigmoid):
         return Form((), one, "sigmoid", x.plain)
     if isinstance(op, Tanh):
@@ -135,6 +141,8 @@ def writer(form: Form) -> Callable[[Builder, Value], Value] | None:
     """
     if not form.step or not form.factor:
         return _polynomial(form.plain) if 2 < len(form.plain) <= DEGREE + 1 else None
+    if form.step == "sigmoid" and len(form.factor) == 1 and len(form.inner) == 2 and len(form.plain) <= 2:
+        return _Around(Sigmoid(), form.inner[1], form.inner[0], form.factor[0], form.plain)
     if len(form.factor) != 2 or len(form.plain) > 2:
         return None
     origin = -form.factor[0] / form.factor[1]  # where the factor is zero
