@@ -368,8 +368,10 @@ class _Attempt:
 
 def _batch(bounder: Bounder) -> int:
     """How many subdomains make a step of reasonable work."""
-    most, step = (1024, STEP_WORK) if bounder.device.type == "cpu" else (1 << 14, 16 * STEP_WORK)
-    return int(min(max(step / _work(bounder.graph), 16), most))
+    work = _work(bounder.graph)
+    if bounder.device.type != "cpu":
+        return int(min(max(16 * STEP_WORK / work, 16), 1 << 14))
+    return int(min(max(STEP_WORK / work, 16), max(1024, min(FREE_WORK / work, 8192))))
 
 
 def _wide_batch(bounder: Bounder) -> int:
