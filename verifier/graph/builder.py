@@ -129,9 +129,11 @@ class Builder:
         return op.value
 
 
-def rewritten(graph: Graph, replacement: Callable[[Builder, int, list[Value]], Value | None]) -> Graph:
-    """A copy of `graph` with the nodes changed for which `replacement`, called with their position and arguments, adds
-    something else (None keeps a node); inputs and constants stay."""
+def rewritten(
+    graph: Graph, replacement: Callable[[Builder, int, Mapping[int, Value]], Value | None]
+) -> Graph:
+    """A copy of `graph` with the nodes changed for which `replacement`, called with their position and the values that
+    all nodes before have now, adds something else (None keeps a node); inputs and constants stay."""
     builder = Builder()
     values: dict[int, Value] = {}
     for i, node in enumerate(graph.nodes):
@@ -141,7 +143,8 @@ def rewritten(graph: Graph, replacement: Callable[[Builder, int, list[Value]], V
         elif isinstance(node.op, Constant):
             values[i] = builder.constant(node.op.value, node.name)
         else:
-            arguments = [values[j] for j in node.inputs]
-            changed = replacement(builder, i, arguments)
-            values[i] = builder.add(node.op, *arguments, name=node.name) if changed is None else changed
+            changed = replacement(builder, i, values)
+            if changed is None:
+                changed = builder.add(node.op, *[values[j] for j in node.inputs], name=node.name)
+            values[i] = changed
     return builder.graph(*[values[i] for i in graph.outputs])

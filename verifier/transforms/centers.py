@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,9 +24,10 @@ def center_means(graph: Graph, points: Sequence[Tensor]) -> Graph:
     if not all(bool(c.isfinite().all()) for c in centers.values()):
         return graph
 
-    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
+    def replacement(builder: Builder, i: int, values: Mapping[int, Value]) -> Value | None:
         if i not in centers:
             return None
-        return builder.add(WeightedMean(centers[i]), *arguments, name=graph.nodes[i].name)
+        node = graph.nodes[i]
+        return builder.add(WeightedMean(centers[i]), *[values[j] for j in node.inputs], name=node.name)
 
     return rewritten(graph, replacement)

@@ -6,6 +6,7 @@ In exact arithmetic these are the same. What comes before is easier to bound, an
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ def compare_earlier(graph: Graph) -> Graph:
 
 
 def _without(graph: Graph, position: int) -> Graph:
-    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
-        return arguments[0] if i == position else None
+    def replacement(builder: Builder, i: int, values: Mapping[int, Value]) -> Value | None:
+        return values[graph.nodes[i].inputs[0]] if i == position else None
 
     return rewritten(graph, replacement)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from verifier.graph import Builder, Composite, Graph, Value
 from verifier.graph.builder import rewritten
 from verifier.transforms.scalars import scalars_as_vectors
@@ -15,10 +17,10 @@ def write_out(graph: Graph) -> Graph:
     if not any(isinstance(node.op, Composite) for node in graph.nodes):
         return scalars_as_vectors(graph)
 
-    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
+    def replacement(builder: Builder, i: int, values: Mapping[int, Value]) -> Value | None:
         node = graph.nodes[i]
         if not isinstance(node.op, Composite):
             return None
-        return builder.rename(node.op.write_out(builder, *arguments), node.name)
+        return builder.rename(node.op.write_out(builder, *[values[j] for j in node.inputs]), node.name)
 
     return scalars_as_vectors(rewritten(graph, replacement))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from verifier.graph import Builder, Graph, Value
@@ -22,20 +24,20 @@ def scale_by_fixed(graph: Graph, lower: Tensor, upper: Tensor) -> Graph:
     fixed = single & (lower == lower[:1]).all(0)
     places = input_places(graph)
 
-    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
+    def replacement(builder: Builder, i: int, values: Mapping[int, Value]) -> Value | None:
         node = graph.nodes[i]
         for k in _factors(node.op):
             place = places.get(node.inputs[k])
             if place is None or bool((place < 0).any()) or not bool(single[place].all()):
                 continue
-            rest = arguments[1 - k]
+            rest = values[node.inputs[1 - k]]
             if isinstance(node.op, Gated):
                 rest = builder.add(node.op.gate, rest)
             if bool(fixed[place].all()):
                 scaled = scale_shift(builder, rest, scale=lower[0, place].view(node.shape))
                 return builder.rename(scaled, node.name)
             if isinstance(node.op, Gated):
-                return builder.add(Product(), rest, arguments[k], name=node.name)
+                return builder.add(Product(), rest, values[node.inputs[k]], name=node.name)
         return None
 
     return rewritten(graph, replacement) if any(_factors(node.op) for node in graph.nodes) else graph

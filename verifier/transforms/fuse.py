@@ -8,7 +8,7 @@ hundred times as much as a known operator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -51,15 +51,12 @@ def fuse(graph: Graph, sampled: int = SAMPLED) -> Graph:
             covered |= inner
     if not found:
         return graph
-    known: dict[int, Value] = {}
 
-    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
-        for j, value in zip(graph.nodes[i].inputs, arguments, strict=True):
-            known[j] = value
+    def replacement(builder: Builder, i: int, values: Mapping[int, Value]) -> Value | None:
         if i not in found:
             return None
         start = builder.constant(torch.zeros(()))
-        y = found[i].append(builder, known[found[i].source])
+        y = found[i].append(builder, values[found[i].source])
         for position in range(start.position, y.position):  # names are left to the nodes that had them
             builder.rename(Value(position), f"{graph.nodes[i].name}_part")
         return builder.rename(y, graph.nodes[i].name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -30,16 +30,11 @@ def join_gates(graph: Graph) -> Graph:
     if not found:
         return graph
 
-    # Values of the old graph's nodes in the new one, which the arguments of a product alone do not give.
-    known: dict[int, Value] = {}
-
-    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
-        for j, value in zip(graph.nodes[i].inputs, arguments, strict=True):
-            known[j] = value
+    def replacement(builder: Builder, i: int, values: Mapping[int, Value]) -> Value | None:
         if i not in found:
             return None
         gate, other = found[i]
-        first, second = (_moved(builder, known[part.source], part.moves) for part in (gate, other))
+        first, second = (_moved(builder, values[part.source], part.moves) for part in (gate, other))
         y = builder.add(Gated(gate.function, other.function), first, second)  # pyright: ignore[reportArgumentType]
         for scale in (
             gate.scale(graph.nodes[gate.source].shape),

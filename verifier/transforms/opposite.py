@@ -7,13 +7,14 @@ both cheaper and tighter to relax. Neurons without incoming weights (pruned netw
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Graph, Value
-from verifier.graph.op import Input
+from verifier.graph.builder import rewritten
 from verifier.ops.arithmetic import add
 from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import Relu
@@ -114,24 +115,16 @@ def _assemble(rows: Tensor, total: Tensor, linear: Tensor, bias: Tensor | None) 
     return Shared(inner, None if inner is None else Linear(total[:, used].contiguous()), around)
 
 
-def _rewrite(graph: Graph, found: dict[int, Shared]) -> Graph:
-    builder = Builder()
-    values: dict[int, Value] = {}
-    for i, node in enumerate(graph.nodes):
-        builder.at(node.source)
-        if isinstance(node.op, Input):
-            values[i] = builder.input(node.name, node.shape)
-        elif not node.inputs:
-            values[i] = builder.constant(next(node.op.tensors()), node.name)
-        elif i in found:
-            hidden = graph.nodes[node.inputs[0]]
-            first = graph.nodes[hidden.inputs[0]]
-            values[i] = _build(
-                builder, found[i], values[first.inputs[0]], (first.name, hidden.name, node.name)
-            )
-        else:
-            values[i] = builder.add(node.op, *[values[j] for j in node.inputs], name=node.name)
-    return builder.graph(*[values[i] for i in graph.outputs])
+def _rewrite(graph: Graph, found: Mapping[int, Shared]) -> Graph:
+    def replacement(builder: Builder, i: int, values: Mapping[int, Value]) -> Value | None:
+        if i not in found:
+            return None
+        hidden = graph.nodes[graph.nodes[i].inputs[0]]
+        first = graph.nodes[hidden.inputs[0]]
+        names = (first.name, hidden.name, graph.nodes[i].name)
+        return _build(builder, found[i], values[first.inputs[0]], names)
+
+    return rewritten(graph, replacement)
 
 
 def _build(builder: Builder, shared: Shared, x: Value, names: tuple[str, str, str]) -> Value:

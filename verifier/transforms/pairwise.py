@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from verifier.graph import Builder, Graph, Value
 from verifier.graph.builder import rewritten
 from verifier.ops.extremum import maximum, tree
@@ -17,7 +19,10 @@ def pairwise(graph: Graph) -> Graph:
     if not any(isinstance(node.op, Maximum) for node in graph.nodes):
         return graph
 
-    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
-        return tree(builder, arguments, maximum) if isinstance(graph.nodes[i].op, Maximum) else None
+    def replacement(builder: Builder, i: int, values: Mapping[int, Value]) -> Value | None:
+        node = graph.nodes[i]
+        return (
+            tree(builder, [values[j] for j in node.inputs], maximum) if isinstance(node.op, Maximum) else None
+        )
 
     return rewritten(graph, replacement)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,11 @@ def join_signs(graph: Graph) -> Graph:
     if sum(isinstance(node.op, Sign) for node in graph.nodes) < 2:
         return graph
 
-    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
+    def replacement(builder: Builder, i: int, values: Mapping[int, Value]) -> Value | None:
         node = graph.nodes[i]
-        return _joined(builder, node.op, arguments[0], node.name) if isinstance(node.op, Sign) else None
+        if not isinstance(node.op, Sign):
+            return None
+        return _joined(builder, node.op, values[node.inputs[0]], node.name)
 
     return rewritten(graph, replacement)
 

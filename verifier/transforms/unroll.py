@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from verifier.graph import Builder, Graph, Value
 from verifier.graph.builder import rewritten
 from verifier.ops.movement import Concat, reshape, take
@@ -15,13 +17,13 @@ def unroll(graph: Graph) -> Graph:
         return graph
     loops: dict[tuple[int, int, tuple[int, ...]], list[list[Value]]] = {}
 
-    def replacement(builder: Builder, i: int, arguments: list[Value]) -> Value | None:
+    def replacement(builder: Builder, i: int, values: Mapping[int, Value]) -> Value | None:
         op = graph.nodes[i].op
         if not isinstance(op, Repeat):
             return None
         key = (id(op.body), op.trips, graph.nodes[i].inputs)
         if key not in loops:
-            loops[key] = _rounds(builder, op, arguments)
+            loops[key] = _rounds(builder, op, [values[j] for j in graph.nodes[i].inputs])
         return _result(builder, op, loops[key])
 
     return rewritten(graph, replacement)
