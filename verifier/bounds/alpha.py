@@ -4,7 +4,7 @@ the final pass and of the inner bounds that it rests on."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -76,19 +76,20 @@ def optimise(
     sets: Sequence[InputSet],
     target: int,
     rows: Coefficients,
-    known: Mapping[int, Interval] | None = None,
+    bounds: Bounds | None = None,
     slopes: Slopes | None = None,
     options: AlphaOptions = AlphaOptions(),
 ) -> Optimised:
     """Lower bounds of the linear forms `rows` of node `target`, never below those of plain CROWN.
 
-    `known` holds enclosures that are true already; they are intersected. `slopes` is a start, from an earlier
+    `bounds` encloses all nodes that the target depends on, as `inner_bounds` gives it, which is asked where there is
+    none. `slopes` is a start, from an earlier
     call on the same sets or larger ones. The batch is treated in parts where `memory` asks for it.
     """
     with torch.no_grad():
-        bounds = inner_bounds(
-            graph, sets, [target], known, effort=Effort(memory=options.memory, deadline=options.deadline)
-        )
+        if bounds is None:
+            effort = Effort(memory=options.memory, deadline=options.deadline)
+            bounds = inner_bounds(graph, sets, [target], effort=effort)
         plane = specification_bound(graph, sets, target, rows, bounds)
         lower = plane.minimum(graph, sets)
     batch = sets[0].batch

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from verifier.bounds.lines import sane, through, through_error
+from verifier.bounds.lines import keeps_factors, sane, through, through_error
 from verifier.graph import Affine, Elementwise, Graph, Interval, Relaxation
-from verifier.graph.coefficients import Coefficients, Dense, Rows
+from verifier.graph.coefficients import Coefficients, Dense, Factored, Rows
 from verifier.graph.op import Constant, Input, negligible
 from verifier.graph.patches import Patches, image_of, single
 from verifier.sets import InputSet
@@ -140,9 +140,11 @@ def backward(
         elif isinstance(node.op, Elementwise):
             if isinstance(coefficients, Rows) and (image := image_of(node.shape)) is not None:
                 coefficients = single(coefficients, image).narrowed()
-            if not isinstance(coefficients, Patches):
-                coefficients = Dense(coefficients.dense())
             relaxation = relaxations[position] if finite else sane(relaxations[position])
+            if isinstance(coefficients, Factored) and not keeps_factors(coefficients, relaxation, node.shape):
+                coefficients = Dense(coefficients.dense())
+            if not isinstance(coefficients, Patches | Factored):
+                coefficients = Dense(coefficients.dense())
             parts, shift = through(coefficients, relaxation, node.shape, finite)
             if shift is not None:
                 constant, spread, steps = constant + shift, spread + shift.abs(), steps + 1

@@ -18,7 +18,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from verifier.graph import Relaxation
-from verifier.graph.coefficients import Coefficients, Dense, columns, dot, plain_dot, summed
+from verifier.graph.coefficients import (
+    Coefficients,
+    Dense,
+    Factored,
+    columns,
+    contract,
+    dot,
+    plain_dot,
+    summed,
+)
+from verifier.graph.coefficients import rows as flat
 from verifier.graph.op import Shape, negligible
 from verifier.graph.patches import Patches
 
@@ -32,6 +42,8 @@ def through(
     Returns the coefficients of each argument and what the intercepts add, [B, R]. With `finite` the lines are taken to
     be so; where they are not, the bound is not a number.
     """
+    if isinstance(coefficients, Factored):
+        return _through_factored(coefficients, relaxation, finite)
     layout = _Layout.of(coefficients, relaxation, shape)
     wide = layout.wide
     parts: list[Coefficients] = []
@@ -51,6 +63,47 @@ def through(
     return parts, shift
 
 
+def keeps_factors(coefficients: Factored, relaxation: Relaxation, shape: Shape) -> bool:
+    """Whether `through` can take them as they are: one term without a common factor, lines that all rows share."""
+    lines = (*relaxation.lower_slopes, *relaxation.upper_slopes)
+    return (
+        len(coefficients.terms) == 1
+        and coefficients.terms[0][1] is None
+        and all(t.dim() == len(shape) + 1 or t.shape[1] == 1 for t in lines)
+    )
+
+
+def _shared(line: Tensor, shape: Shape) -> Tensor:
+    """A line that all rows share as [B or 1, *shape]."""
+    return line if line.dim() == len(shape) + 1 else line.squeeze(1)
+
+
+def _through_factored(
+    coefficients: Factored, relaxation: Relaxation, finite: bool
+) -> tuple[list[Coefficients], Tensor | None]:
+    """`through` where `keeps_factors` holds."""
+    rows, shape = coefficients.terms[0][0], coefficients.shape
+    signed = rows.clamp(min=0), rows.clamp(max=0)
+    parts: list[Coefficients] = []
+    for lines in zip(relaxation.lower_slopes, relaxation.upper_slopes, strict=True):
+        terms = [(s, _shared(line, shape)) for s, line in zip(signed, lines, strict=True)]
+        parts.append(Factored(tuple(terms), shape))
+    shift: Tensor | None = None
+    for sign, s, full in zip(
+        (1, -1), signed, (relaxation.lower_intercept, relaxation.upper_intercept), strict=True
+    ):
+        if full is None:
+            continue
+        line = coefficients.gathered(_shared(full, shape))
+        known = line if finite or _is_finite(line) else _finite_part(line)
+        added = contract(s, known)
+        if known is not line:
+            meets = contract((sign * s > 0).to(line.dtype), (~line.isfinite()).to(line.dtype)) > 0
+            added = added.masked_fill(meets, -torch.inf)
+        shift = added if shift is None else shift + added
+    return parts, shift
+
+
 def through_error(
     coefficients: Coefficients,
     relaxation: Relaxation,
@@ -60,10 +113,15 @@ def through_error(
 ) -> Tensor:
     """The sum over elements of |coefficient| (units (|slope| |x| + |intercept|) + roundings |intercept|), the last for
     the sum that `through` makes of the intercepts, with the line that each coefficient takes: [B, R]."""
-    layout = _Layout.of(coefficients, relaxation, shape)
-    roundings = layout.coefficients.roundings
+    roundings = coefficients.roundings
     lower = _magnitude(relaxation.lower_slopes, relaxation.lower_intercept, sizes, units, roundings)
     upper = _magnitude(relaxation.upper_slopes, relaxation.upper_intercept, sizes, units, roundings)
+    if isinstance(coefficients, Factored):
+        rows = coefficients.terms[0][0]
+        lower, upper = (coefficients.gathered(_shared(t, shape)) for t in (lower, upper))
+        low, high = flat(rows.clamp(min=0), 2), flat(rows.clamp(max=0), 2)
+        return plain_dot(low, flat(lower)) - plain_dot(high, flat(upper))
+    layout = _Layout.of(coefficients, relaxation, shape)
     rising, falling = layout.wide.clamp(min=0), layout.wide.clamp(max=0)
     return (_plain(rising, layout.line(lower)) - _plain(falling, layout.line(upper))).flatten(1)
 

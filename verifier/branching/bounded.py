@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,12 @@ class Bounded:
         every = torch.arange(len(atom), device=atom.device)
         return self.planes[every, 0, atom], self.constants[every, 0, atom]
 
+    def with_margins(self, rows: Tensor, new: Bounded) -> Bounded:
+        """With what `new` says of the margins of the subdomains `rows` [m]; what was refuted stays so."""
+        fields = ("score", "disjunct", "refuted", "planes", "constants")
+        merged = {n: getattr(self, n).index_copy(0, rows, getattr(new, n)) for n in fields}
+        return replace(self, **{**merged, "refuted": merged["refuted"] | self.refuted})
+
     def replaced(self, rows: Tensor, new: Bounded) -> Bounded:
         """With the results `new` of the subdomains `rows` [m]; what was refuted stays so."""
 
@@ -65,11 +71,8 @@ class Bounded:
                 0, rows, part.expand(len(rows), *part.shape[1:])
             )
 
-        fields = ("score", "disjunct", "refuted", "planes", "constants")
-        merged = {n: put(getattr(self, n), getattr(new, n)) for n in fields}
-        merged["refuted"] |= self.refuted
-        return Bounded(
-            **merged,
+        return replace(
+            self.with_margins(rows, new),
             bounds={i: Interval(*map(put, b, new.bounds[i])) for i, b in self.bounds.items()},
             warm={
                 key: {n: put(t, new.warm[key][n]) for n, t in own.items() if n in new.warm.get(key, {})}

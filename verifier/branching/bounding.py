@@ -45,6 +45,9 @@ class BoundOptions:
 
 FEW = 8
 """Inputs that vary, at most, of an instance of which forward functions are made."""
+CLOSE = 0.1
+"""Inner enclosures are bounded again in float64 too where less is missing than this part of the final pass's rounding
+in float32."""
 NEAR = 0.3
 """Inner enclosures are clipped where less than this part of what the plane varies by is missing."""
 
@@ -122,22 +125,32 @@ class Bounder:
         return result.replaced(rows, again)
 
     def _settled(self, domains: Domains) -> Bounded:
-        """What a float32 pass would settle but for rounding is redone in float64, at the parameters found."""
-        result, doubtful = self._pass(domains, self.dtype)
+        """What a float32 pass would settle but for rounding is redone in float64, at the parameters found: the final
+        pass on the same inner enclosures, and where next to nothing is missing then, everything."""
+        result, error = self._pass(domains, self.dtype)
+        doubtful = error > 0
         if self.dtype == torch.float64 or not bool(doubtful.any()):
             return result
         rows = doubtful.nonzero()[:, 0]
-        again = self.with_options(replace(self.options, gaps=False))
+        options = replace(self.options, gaps=False)
         part = domains.index(rows)
         if result.warm:
             leaves = index_leaves(result.warm, rows)
             warm = {k: {n: t.double() for n, t in own.items()} for k, own in leaves.items()}
-            again = again.with_options(replace(again.options, ascent=AscentOptions(steps=0)))
+            options = replace(options, ascent=AscentOptions(steps=0))
             part = replace(part, warm=warm)
-        exact, _ = again._pass(part, torch.float64)
-        fields = ("score", "disjunct", "refuted", "planes", "constants")
-        merged = {n: getattr(result, n).index_copy(0, rows, getattr(exact, n)) for n in fields}
-        return replace(result, **merged)
+        inherit = replace(options, refine=False, inherit=True, forward=False)
+        known = {i: b.index(rows).expand(len(rows)) for i, b in result.bounds.items()}
+        exact, _ = self.with_options(inherit)._pass(replace(part, known=known), torch.float64)
+        result = result.with_margins(rows, exact)
+        if not self.options.linear or self.options.inherit:
+            return result
+        close = (exact.score <= 0) & (exact.score > -CLOSE * error[rows])
+        if bool(close.any()):
+            left = close.nonzero()[:, 0]
+            exact, _ = self.with_options(options)._pass(part.index(left), torch.float64)
+            result = result.with_margins(rows[left], exact)
+        return result
 
     def tightened(self, domains: Domains) -> Domains:
         """With inner enclosures of their own, from their boxes: worth it where all that is left to split is inputs."""
@@ -213,14 +226,14 @@ class Bounder:
             return self._from_intervals(domains, packed, final.bounds, empty)
         record = self.elementwise if self.options.gaps else []
         found = self._improve(final, packed, domains.warm, record)
-        result, doubtful = self._gather(domains, packed, found.plane, found.lower, final.bounds, empty)
+        result, doubt = self._gather(domains, packed, found.plane, found.lower, final.bounds, empty)
         if record:
             batch = len(domains)
             arrived = {i: t.expand(batch, *t.shape[1:]) for i, t in found.coefficients.items()}
             row = self._row(found, result, packed)
             result = replace(result, warm=found.leaves, arrived=arrived, row=row)
             result = replace(result, gaps=gaps(self._graph(dtype), self.target, result))
-        return result, doubtful & ~empty
+        return result, doubt.masked_fill(empty, 0)
 
     def _improve(self, final: FinalPass, packed: _Packed, warm: Leaves, record: list[int]) -> Ascent:
         """The plain bound; where it refutes too little and nothing was optimised before, the optimised one."""
@@ -302,9 +315,9 @@ class Bounder:
         constants = torch.where(used, back(plane.constant) - back(error), -torch.inf)
         proved = torch.where(absent, torch.inf, disjunct).amin(1).clamp(min=0)
         score = torch.where(refuted.all(1), proved, torch.where(refuted, torch.inf, disjunct).amin(1))
-        doubtful = (hopeful.any(2) & ~refuted).any(1)
+        doubt = torch.where(hopeful & ~refuted.unsqueeze(2), back(error), 0).flatten(1).amax(1)
         result = Bounded(score, disjunct, refuted, planes * used.unsqueeze(3), constants, bounds)
-        return result, doubtful
+        return result, torch.nan_to_num(doubt, nan=torch.inf)
 
     def _row(self, found: Ascent, result: Bounded, packed: _Packed) -> Tensor:
         """The row [M] of each subdomain's best atom of its least refuted disjunct."""

@@ -56,7 +56,8 @@ def root(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) ->
         known = bounder.known(found)
         part = replace(part, open=part.open & ~found.refuted).index(left)
         if len(left) and options.iterations:
-            best = _optimised(bounder, part, {i: b.index(left) for i, b in known.items()}, options)
+            bounds = {i: b.expand(len(rows)).index(left) for i, b in found.bounds.items()}
+            best = _optimised(bounder, part, bounds, options)
             known = {i: _put(b, left, best.bounds[i].expand(len(left))) for i, b in known.items()}
             part = replace(part, warm={k: dict(o) for k, o in best.slopes.items() if k[0] == bounder.target})
         parts.append(part)
@@ -162,16 +163,14 @@ def _one_box(domains: Domains) -> bool:
     return bool((ends == ends[:, :1]).all())
 
 
-def _optimised(
-    bounder: Bounder, part: Domains, known: Mapping[int, Interval], options: AlphaOptions
-) -> Optimised:
+def _optimised(bounder: Bounder, part: Domains, bounds: Bounds, options: AlphaOptions) -> Optimised:
     """Alpha-CROWN for all atoms of the cases' clauses."""
     box = Interval(part.lower, part.upper).narrow(bounder.dtype)
     table = bounder.clauses[part.case].flatten(1).clamp(min=0)
     scale = torch.ones(table.shape, dtype=bounder.dtype, device=table.device)
     rows = Rows(table, scale, bounder.graph.nodes[bounder.target].shape)
     sets = [Box(box.lower, box.upper)]
-    return optimise(bounder.graph, sets, bounder.target, rows, known, None, options)
+    return optimise(bounder.graph, sets, bounder.target, rows, bounds, None, options)
 
 
 def by_disjunct(compiled: Compiled, domains: Domains) -> tuple[Compiled, Domains, Tensor]:

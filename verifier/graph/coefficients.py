@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -126,6 +127,75 @@ class Diagonal(Coefficients):
 
     def contract(self, x: Tensor, absolute: bool = False) -> Tensor:
         return rows((self.values.abs() if absolute else self.values) * x)
+
+
+@dataclass(frozen=True, eq=False)
+class Factored(Coefficients):
+    """A sum of products: `rows` [B, R, *narrow], of size 1 in the dimensions that the node's sums run over, times
+    `common` [B or 1, *shape], which all rows share (None for 1). Those of a matrix product of two values are
+    of this kind, so that their passes are matrix products too, and nothing of the size of all scalar products times
+    all rows is ever made."""
+
+    terms: tuple[tuple[Tensor, Tensor | None], ...]
+    shape: tuple[int, ...]
+
+    @property
+    def repeated(self) -> tuple[int, ...]:
+        """The dimensions of the node in which `rows` have size 1 and the node has not."""
+        narrow = self.terms[0][0].shape[2:]
+        return tuple(k for k, (n, m) in enumerate(zip(narrow, self.shape, strict=True)) if n != m)
+
+    @property
+    def roundings(self) -> int:
+        narrow = self.terms[0][0].shape[2:]
+        return (
+            1
+            + math.prod(self.shape) // max(math.prod(narrow), 1)
+            + roundings(math.prod(narrow))
+            + len(self.terms)
+        )
+
+    def dense(self) -> Tensor:
+        parts = [r if c is None else r * c.unsqueeze(1) for r, c in self.terms]
+        whole = sum(parts[1:], parts[0])
+        return whole.expand(*whole.shape[:2], *self.shape)
+
+    def multiply(self, factor: Tensor) -> Coefficients:
+        terms = [(r, factor if c is None else c * factor) for r, c in self.terms]
+        return Factored(tuple(terms), self.shape)
+
+    def contract(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """With `absolute` the parts' values are added, which is no less than that of their sum."""
+        total: Tensor | float = 0.0
+        for row, common in self.terms:
+            part = x if common is None else (common.abs() if absolute else common) * x
+            part = self.gathered(part)
+            part = plain_dot(rows(row.abs(), 2), rows(part)) if absolute else contract(row, part)
+            total = total + part
+        return torch.as_tensor(total)
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """x [B or 1, *shape] summed over the repeated dimensions: [B or 1, *narrow]."""
+        axes = [k + 1 for k in self.repeated]
+        return x.expand(x.shape[0], *self.shape).sum(axes, keepdim=True) if axes else x
+
+    def summed(self, axes: Sequence[int]) -> Tensor:
+        """The sum over some dimensions of the node, which stay with size 1: [B, R, *shape]."""
+        dims = range(2, 2 + len(self.shape))  # in the notation of torch.einsum: 0 is B, 1 is R
+        kept = [d for d in dims if d - 2 not in axes]
+        total: Tensor | float = 0.0
+        for row, common in self.terms:
+            own = [d for d in dims if row.shape[d] > 1]
+            given = row.reshape(*row.shape[:2], *[row.shape[d] for d in own])
+            shared = row.new_ones(1) if common is None else common
+            shared = shared.expand(shared.shape[0], *self.shape)
+            if len(shared) == 1:
+                part = torch.einsum(given, [0, 1, *own], shared[0], list(dims), [0, 1, *kept])
+            else:
+                part = torch.einsum(given, [0, 1, *own], shared, [0, *dims], [0, 1, *kept])
+            total = total + part
+        whole = torch.as_tensor(total)
+        return whole.reshape(*whole.shape[:2], *[1 if k in axes else n for k, n in enumerate(self.shape)])
 
 
 def identity(shape: tuple[int, ...], like: Tensor) -> Diagonal:

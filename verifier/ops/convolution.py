@@ -158,6 +158,8 @@ class Conv(Affine):
             )
         ]
         flat = coefficients.flatten(0, 2)
+        if self._tiles(spatial):
+            return self._tiled(flat).unflatten(0, coefficients.shape[:3])
         if (flipped := self._flipped()) is not None:
             pads = [e - 1 - b for e, b in zip(w.extent, w.before, strict=True)]
             x = _CONV[len(w.kernel)](flat, flipped, None, 1, pads, w.dilation)
@@ -170,6 +172,24 @@ class Conv(Affine):
             after = [r - a for r, a in zip(rest, w.after, strict=True)]
             x = functional.pad(x, w.pads([-b for b in w.before], after))
         return x.unflatten(0, coefficients.shape[:3])
+
+    def _tiles(self, spatial: Shape) -> bool:
+        """Whether the windows cut the plane into tiles: each element is in one of them."""
+        w = self.window
+        fit = all(n % k == 0 for n, k in zip(spatial, w.kernel, strict=True))
+        plain = self.groups == 1 and w.stride == w.kernel == w.extent and not any((*w.before, *w.after))
+        return plain and fit and math.prod(w.kernel) > 1
+
+    def _tiled(self, flat: Tensor) -> Tensor:
+        """`transpose` where they do, one matrix product: [N, C, h, w] to [N, c, H, W]."""
+        rank = len(self.window.kernel)
+        tiles = flat.movedim(1, -1) @ self.weight.flatten(1)
+        tiles = tiles.unflatten(-1, self.weight.shape[1:])  # [N, h, w, c, k, l]
+        order = [0, 1 + rank, *[d for i in range(rank) for d in (1 + i, 2 + rank + i)]]
+        whole = tiles.permute(order)
+        for i in range(rank):
+            whole = whole.flatten(2 + i, 3 + i)
+        return whole
 
     def _flipped(self) -> Tensor | None:
         """The kernel with which the transpose is a plain convolution, which CPUs do several times faster;

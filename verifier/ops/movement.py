@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Affine, Builder, Value
-from verifier.graph.coefficients import Coefficients, Diagonal, Rows
+from verifier.graph.coefficients import Coefficients, Dense, Diagonal, Factored, Rows
 from verifier.graph.op import Shape
 from verifier.graph.patches import Patches, image_of
 
@@ -102,10 +102,40 @@ class Take(Affine):
         flat = xs[0].reshape(xs[0].shape[0], -1)
         return flat.index_select(1, self.index).view(xs[0].shape[0], *self.shape)
 
+    @cached_property
+    def _repeats(self) -> tuple[int, ...]:
+        """The dimensions of the result along which all elements are the same."""
+        places = self.index.view(self.shape)
+        wide = [k for k, n in enumerate(self.shape) if n > 1]
+        return tuple(k for k in wide if bool((places == places.narrow(k, 0, 1)).all()))
+
+    @cached_property
+    def _first(self) -> Tensor:
+        """The index without repetitions."""
+        places = self.index.view(self.shape)
+        for k in self._repeats:
+            places = places.narrow(k, 0, 1)
+        return places.flatten()
+
+    @cached_property
+    def _inverse(self) -> Tensor | None:
+        """Where each element of x goes, if `_first` takes all of them once."""
+        order = self._first.argsort()
+        every = torch.arange(len(order), device=order.device)
+        return order if torch.equal(self._first[order], every) else None
+
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
+        repeats = [k + 2 for k in self._repeats]
+        return self._scattered(coefficients.sum(repeats) if repeats else coefficients, shapes[0])
+
+    def _scattered(self, coefficients: Tensor, shape: Shape) -> Tensor:
+        """What is summed over the repetitions already, to where it comes from."""
         flat = coefficients.reshape(*coefficients.shape[:2], -1)
-        result = flat.new_zeros(*flat.shape[:2], math.prod(shapes[0]))
-        return result.index_add(2, self.index, flat).view(*flat.shape[:2], *shapes[0])
+        size = math.prod(shape)
+        if self._inverse is not None and len(self._inverse) == size:
+            return flat.index_select(2, self._inverse).view(*flat.shape[:2], *shape)
+        result = flat.new_zeros(*flat.shape[:2], size)
+        return result.index_add(2, self._first, flat).view(*flat.shape[:2], *shape)
 
     def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
         if isinstance(coefficients, Rows):
@@ -113,6 +143,8 @@ class Take(Affine):
         if isinstance(coefficients, Diagonal):
             scale = coefficients.values.reshape(coefficients.values.shape[0], -1)
             return Rows(self.index.expand(scale.shape[0], -1), scale, shapes[0])
+        if isinstance(coefficients, Factored) and self._repeats:
+            return Dense(self._scattered(coefficients.summed(self._repeats), shapes[0]))
         if isinstance(coefficients, Patches) and coefficients.natural:
             lattice = _lattice(self.index, coefficients.map, shapes[0])
             if lattice is not None:

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Affine, Builder, Value
+from verifier.graph.coefficients import Coefficients, Dense, Factored
 from verifier.graph.op import Shape
+from verifier.graph.patches import Patches
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import add, scale_shift
 from verifier.ops.linear import Linear
 from verifier.ops.movement import broadcast, permute, reshape
+
+FEW_ROWS = 8
+"""Fewer rows than these gain nothing from coefficients kept as factors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +45,14 @@ class Sum(Affine):
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         return coefficients.expand(*coefficients.shape[:2], *shapes[0])
+
+    def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
+        if isinstance(coefficients, Patches):
+            return super().backward(coefficients, index, *shapes)
+        dense = coefficients.dense()
+        if dense.shape[1] < FEW_ROWS:
+            return Dense(self.transpose(dense, index, *shapes))
+        return Factored(((dense, None),), shapes[0])
 
     def vjp(
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value

@@ -115,7 +115,7 @@ def _parabola(left: Tensor, right: Tensor, drop: Tensor) -> Tensor:
     rise = (right - left).abs()
     inner = 2 * rise < drop
     tame = torch.where(inner, drop, torch.ones_like(drop))
-    high = (left + right) / 2 + drop / 8 + rise.square() / (2 * tame)
+    high = (left + right) / 2 + drop / 8 + rise * (rise / (2 * tame))  # a square would underflow
     return torch.where(inner, torch.maximum(high, torch.maximum(left, right)), torch.maximum(left, right))
 
 

@@ -20,6 +20,7 @@ from verifier.graph.op import Op
 from verifier.ops.arithmetic import Add, ScaleShift
 from verifier.ops.product import Product, Square
 from verifier.ops.sampled import Fused
+from verifier.ops.within import Within
 from verifier.transforms.closed_forms import IDENTITY, Form, apply, writer
 from verifier.transforms.differentiate import differentiate
 
@@ -119,7 +120,9 @@ class _Finder:
         return seen
 
     def _bends(self, region: set[int]) -> int:
-        return sum(isinstance(self.graph.nodes[j].op, Univariate | Product) for j in region)
+        """How many of them are curved; a range that is known alone bends nothing."""
+        ops = [self.graph.nodes[j].op for j in region]
+        return sum(isinstance(op, Univariate | Product) and not isinstance(op, Within) for op in ops)
 
     def known_function(self, i: int) -> _Chain | None:
         """The longest chain that one operator knows."""
