@@ -14,6 +14,7 @@ import verifier.ops  # noqa: F401 - registers all operators
 from tests.ops.curve_entries import CURVES
 from verifier.graph import Builder, Curve, Curved, Elementwise, Interval, Relaxation
 from verifier.graph.composite import intervals
+from verifier.ops import sampled
 from verifier.ops.sampled import Sampled
 from verifier.ops.sigmoid import Sigmoid
 from verifier.transforms.differentiate import differentiate
@@ -301,3 +302,11 @@ def test_ranges_of_slopes_hold_no_useless_ones() -> None:
     upper, lower = own["upper_slope"], own["lower_slope"]
     assert upper.upper[0, 0] < 0.24 and upper.lower[0, 0] < 0.05
     assert lower.lower[0, 1] == lower.upper[0, 1], "below a concave piece there is only the chord"
+
+
+def test_a_parabola_of_tiny_values_is_not_cut_off() -> None:
+    """Its highest point has a square in it, which must not underflow."""
+    ends = torch.tensor([0.0, 1e-21]), torch.tensor([1e-21, 0.0])
+    drop = torch.tensor([2.5e-21, 2.5e-21])
+    exact = 0.5e-21 + 2.5e-21 / 8 + 1e-21 / 5
+    assert bool((sampled._parabola(*ends, drop).double() >= exact * (1 - 1e-6)).all())
