@@ -128,15 +128,28 @@ class FinalPass:
     def tame(self) -> bool:
         """Whether all lines at the start are finite. Then steps need not ask: a bound without a finite value counts
         as minus infinity and is passed over."""
-        return is_finite(self._relax(j, op, {}) for j, op in self.operators.items())
+        return is_finite(self.lines.values())
+
+    @cached_property
+    def lines(self) -> dict[int, Relaxation]:
+        """The starting lines."""
+        return {
+            j: op.relax({name: p.value for name, p in self.ranges[j].items()}, *self._boxes(j))
+            for j, op in self.operators.items()
+        }
 
     def _boxes(self, node: int) -> list[Interval]:
         return [self.bounds[k] for k in self.graph.nodes[node].inputs]
 
     def run(
-        self, leaves: Leaves, rounding: bool, record: dict[int, Tensor] | None = None
+        self,
+        leaves: Leaves,
+        rounding: bool,
+        record: dict[int, Tensor] | None = None,
+        lines: Mapping[int, Relaxation] | None = None,
     ) -> tuple[LinearBound, Tensor]:
-        """The bound at given parameters (inside their ranges), and its minimum [B, R]."""
+        """The bound at given parameters (inside their ranges), and its minimum [B, R]; some nodes may be given other
+        `lines`."""
         start: dict[int, Coefficients] = {self.target: self.rows}
         shift: Tensor | float = 0.0
         slack: Tensor | float = 0.0
@@ -160,9 +173,12 @@ class FinalPass:
                 part = part.unflatten(2, self.graph.nodes[node].shape)
                 start[node] = Dense(part + start[node].dense() if node in start else part)
             shift, slack = shift + added, slack + 2 * lost
-        lines = {j: self._relax(j, op, leaves.get((self.target, j), {})) for j, op in self.operators.items()}
+        chosen = dict(lines or {})
+        for j, op in self.operators.items():
+            if j not in chosen:
+                chosen[j] = self._relax(j, op, leaves.get((self.target, j), {}))
         unasked = not rounding and self.tame
-        plane = backward(self.graph, start, lines, self.bounds, rounding, record, finite=unasked)
+        plane = backward(self.graph, start, chosen, self.bounds, rounding, record, finite=unasked)
         if self.splits or self.cuts is not None:
             error = plane.error if plane.error is None else plane.error + slack
             plane = LinearBound(plane.coefficients, plane.constant + shift, error)
@@ -172,7 +188,7 @@ class FinalPass:
         """With slopes per row [B, R, *shape] where the node has leaves, else [B, *shape]."""
         ranges, boxes = self.ranges[node], self._boxes(node)
         if not own.keys() & ranges.keys():
-            return op.relax({name: p.value for name, p in ranges.items()}, *boxes)
+            return self.lines[node]
         chosen = {n: own[n].squeeze(1) if n in own else p.value.unsqueeze(1) for n, p in ranges.items()}
         return op.relax(chosen, *[box.map(lambda t: t.unsqueeze(1)) for box in boxes])
 

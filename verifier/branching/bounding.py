@@ -15,6 +15,7 @@ from verifier.bounds.crown import Effort, inner_bounds
 from verifier.bounds.final import Ascent, AscentOptions, FinalPass
 from verifier.bounds.forward import forward_bounds
 from verifier.bounds.interval import Bounds
+from verifier.bounds.second_order import curved, second_order
 from verifier.branching.bounded import Bounded, Facts
 from verifier.branching.domains import Domains
 from verifier.branching.scores import gaps
@@ -92,6 +93,7 @@ class Bounder:
             for i in sorted(self.graph.ancestors(self.target))
             if isinstance(self.graph.nodes[i].op, Elementwise)
         ]
+        self.curved = curved(self.graph, self.target) if options.refine and not options.gaps else []
         self.split_nodes = sorted({j for i in self.elementwise for j in self.graph.nodes[i].inputs})
 
     def _graph(self, dtype: torch.dtype) -> Graph:
@@ -236,26 +238,25 @@ class Bounder:
         return result, doubt.masked_fill(empty, 0)
 
     def _improve(self, final: FinalPass, packed: _Packed, warm: Leaves, record: list[int]) -> Ascent:
-        """The plain bound; where it refutes too little and nothing was optimised before, the optimised one."""
+        """The plain bound; where it refutes too little, products are bounded together, and where that gains nothing and
+        nothing was optimised before, it is the optimised one."""
         if final.splits or warm:
             return final.ascend(self.options.ascent, warm, record)
-        plain = final.ascend(AscentOptions(steps=0), record=record)
-        width = packed.table.shape[2]
-        margins = torch.where(packed.atoms >= 0, plain.lower, -torch.inf).unflatten(1, (-1, width)).amax(2)
-        absent = (packed.atoms < 0).unflatten(1, (-1, width)).all(2)
-        rows = ((margins <= 0) & ~absent).any(1).nonzero()[:, 0]
+        if self.curved:
+            plain = Ascent(*final.run({}, rounding=True), {})
+            rows = _open_rows(packed, plain.lower)
+            if len(rows):
+                better = second_order(final, self.curved)
+                gained = (better.lower > plain.lower).any(1)
+                plain = plain.merged(better, torch.arange(final.batch, device=rows.device))
+                rows = _open_rows(packed, plain.lower)
+                rows = rows[~gained[rows]]
+        else:
+            plain = final.ascend(AscentOptions(steps=0), record=record)
+            rows = _open_rows(packed, plain.lower)
         if not len(rows) or not self.options.ascent.steps:
             return plain
-        atoms = packed.atoms.clamp(min=0)[rows]
-        part = replace(
-            final,
-            sets=[s.index(rows) for s in final.sets],
-            rows=Rows(atoms, torch.ones_like(plain.lower[rows]), final.graph.nodes[final.target].shape),
-            bounds={i: b.index(rows) for i, b in final.bounds.items()},
-            cuts=None if final.cuts is None else final.cuts.index(rows),
-        )
-        better = part.ascend(self.options.ascent, record=record)
-        return plain.merged(better, rows)
+        return plain.merged(_part(final, packed, rows).ascend(self.options.ascent, record=record), rows)
 
     def _from_intervals(
         self, domains: Domains, packed: _Packed, bounds: Bounds, empty: Tensor
@@ -329,6 +330,27 @@ class Bounder:
             packed.atoms.gather(1, candidates) >= 0, found.lower.gather(1, candidates), -torch.inf
         )
         return candidates.gather(1, values.argmax(1, keepdim=True)).squeeze(1)
+
+
+def _open_rows(packed: _Packed, lower: Tensor) -> Tensor:
+    """The subdomains of which some disjunct is not refuted by the rows' bounds [M, P * C]."""
+    width = packed.table.shape[2]
+    margins = torch.where(packed.atoms >= 0, lower, -torch.inf).unflatten(1, (-1, width)).amax(2)
+    absent = (packed.atoms < 0).unflatten(1, (-1, width)).all(2)
+    return ((margins <= 0) & ~absent).any(1).nonzero()[:, 0]
+
+
+def _part(final: FinalPass, packed: _Packed, rows: Tensor) -> FinalPass:
+    """The final pass of some subdomains."""
+    atoms = packed.atoms.clamp(min=0)[rows]
+    ones = torch.ones(atoms.shape, dtype=final.bounds[final.target].lower.dtype, device=atoms.device)
+    return replace(
+        final,
+        sets=[s.index(rows) for s in final.sets],
+        rows=Rows(atoms, ones, final.graph.nodes[final.target].shape),
+        bounds={i: b.index(rows) for i, b in final.bounds.items()},
+        cuts=None if final.cuts is None else final.cuts.index(rows),
+    )
 
 
 def _binding(splits: Interval, enclosure: Interval | None) -> Interval:

@@ -113,6 +113,23 @@ def scores(domains: Domains, bounded: Bounded, clauses: Tensor, jacobian: Tensor
     return (torch.nan_to_num(slope, nan=0.0, posinf=1e30).flatten(1, 2) * width).sum(1)
 
 
+def shares(domains: Domains, bounded: Bounded, clauses: Tensor, jacobian: Tensor, whole: Tensor) -> Tensor:
+    """What `scores` estimates, where bounds are off by second-order terms: [M, n_in].
+
+    Planes through such terms are flat along the coordinates that matter most, at the lowest point. A coordinate counts
+    by its part of what an atom may vary by, whatever the size of that, and once more by its width, in units of that in
+    the `whole` box [M, n_in], as what a quadratic term is off by does.
+    """
+    width = domains.upper - domains.lower
+    live = ~bounded.refuted.unsqueeze(2) & bounded.constants.isfinite()
+    table = clauses[domains.case].clamp(min=0).flatten(1)
+    picked = jacobian.gather(2, table.unsqueeze(1).expand(-1, jacobian.shape[1], -1))
+    reach = picked.transpose(1, 2).view(bounded.planes.shape).double() * live.unsqueeze(3)
+    reach = torch.nan_to_num(reach, nan=0.0, posinf=1e30) * width[:, None, None]
+    part = reach / reach.sum(3, keepdim=True).clamp(min=1e-300)
+    return part.sum((1, 2)) * width / torch.where(whole > 0, whole, 1.0)
+
+
 def halves(domains: Domains, coordinate: Tensor) -> tuple[Domains, Domains]:
     """Both halves of every box along its `coordinate` [M]."""
     best = coordinate.unsqueeze(1)
@@ -163,6 +180,11 @@ class InputBrancher:
             inputs, count = (domains.upper - domains.lower).topk(few, dim=1).indices, few
         if len(domains) * count * widest <= SENSITIVITY_WORK:
             jacobian = sensitivities(graph, bounded.bounds, len(domains), inputs)
-        score = scores(domains, bounded, self.bounder.clauses, jacobian)
+        if jacobian is not None and self.bounder.curved:
+            compiled = self.bounder.compiled
+            whole = (compiled.upper - compiled.lower).to(domains.lower)[domains.case]
+            score = shares(domains, bounded, self.bounder.clauses, jacobian, whole)
+        else:
+            score = scores(domains, bounded, self.bounder.clauses, jacobian)
         middle = middles(domains)
         return torch.where((middle > domains.lower) & (middle < domains.upper), score + 1e-30, -1.0)
