@@ -497,9 +497,14 @@ class _Calm(torch.autograd.Function):
         return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
 
 
+def calmed(t: Tensor) -> Tensor:
+    """The tensor; gradients that are not finite end at it."""
+    return _Calm.apply(t) if t.requires_grad else t  # pyright: ignore[reportReturnType]
+
+
 def calm(x: Interval) -> Interval:
     """The interval; gradients that are not finite end at it."""
-    return x.map(lambda t: _Calm.apply(t) if t.requires_grad else t)
+    return x.map(calmed)
 
 
 class _Known(torch.autograd.Function):

@@ -16,12 +16,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Univariate, Value
+from verifier.graph.curve import calm, calmed
 from verifier.graph.op import Shape
 from verifier.ops.product import Product, mix, multiply
 
@@ -97,10 +98,10 @@ class Gated(Elementwise):
         return found
 
     def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
-        box = _Box.of(self, *[x.map(_Calm.apply) for x in xs])
+        box = _Box.of(self, *[calm(x) for x in xs])
         planes = []
         for sign, side in _SIDES:
-            free = [sign * _Calm.apply(parameters[f"{side}_{name}"]) for name in ("x", "y")[: box.free]]
+            free = [sign * calmed(parameters[f"{side}_{name}"]) for name in ("x", "y")[: box.free]]
             planes.append(_above(box, sign, free, CELLS))
         low, high = planes
         return Relaxation(
@@ -135,18 +136,6 @@ class Gated(Elementwise):
         to_first, to_second = multiply(builder, cotangent, second), multiply(builder, cotangent, first)
         left = self.gate.vjp(builder, [x], first, to_first)[0]
         return [left, to_second if self.other is None else self.other.vjp(builder, [y], second, to_second)[0]]
-
-
-class _Calm(torch.autograd.Function):
-    """The identity; no gradient where it is not finite, as next to what overflows."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return torch.nan_to_num(grad, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 class _Lines(NamedTuple):

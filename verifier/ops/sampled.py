@@ -7,6 +7,8 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,34 +55,43 @@ class Sampled(Curve):
         points = torch.minimum(torch.maximum(torch.nan_to_num(points), x.lower), x.upper).cummax(0).values
         return torch.cat([x.lower.unsqueeze(0), points[1:-1], x.upper.unsqueeze(0)])
 
-    def extreme(self, slope: Tensor, x: Interval, sign: int) -> tuple[Tensor, Tensor]:
-        points = self._samples(x)
-        info = torch.finfo(points.dtype)
-        inside = self.value(points).sanitise()
-        values = sign * (inside.upper if sign > 0 else inside.lower)
+    @cached_property
+    def _recent(self) -> list[_Cells]:
+        """The cells of the last interval: they do not depend on slopes, and lines of several slopes are asked for."""
+        return []
+
+    def _cells(self, x: Interval) -> _Cells:
+        low, high = (end.detach() for end in x)
+        if self._recent and self._recent[0].of(low, high):
+            return self._recent[0]
+        points = self._samples(Interval(low, high))
         cells = Interval(points[:-1], points[1:])
         bend, whole = self.bend(cells).sanitise(), self.reach(cells).sanitise()
-        curve = torch.maximum(-bend.lower if sign > 0 else bend.upper, torch.zeros_like(values[1:]))
-        drop = (1 + 1e-5) * curve * (cells.upper - cells.lower).square()  # k h^2
+        found = _Cells((low.clone(), high.clone()), points, self.value(points).sanitise(), bend, whole)
+        self._recent[:] = [found]
+        return found
+
+    def extreme(self, slope: Tensor, x: Interval, sign: int) -> tuple[Tensor, Tensor]:
+        ahead = (None,) * (slope.dim() - x.lower.dim())  # of several slopes
+        found = self._cells(x.map(lambda end: end[ahead]))
+        info, points = torch.finfo(x.lower.dtype), found.points
+        values = sign * (found.inside.upper if sign > 0 else found.inside.lower)
+        curve = torch.maximum(
+            -found.bend.lower if sign > 0 else found.bend.upper, torch.zeros_like(values[1:])
+        )
+        drop = (1 + 1e-5) * curve * (points[1:] - points[:-1]).square()  # k h^2
         drop = torch.nan_to_num(drop, nan=torch.inf)
-        most = whole.upper if sign > 0 else -whole.lower
-        best = torch.full_like(slope + x.lower, -torch.inf)
-        point = torch.zeros_like(best)
-        left = None
-        for j, at in enumerate(points):
-            line = slope * at
-            right = values[j] - sign * line + 4 * info.eps * (values[j].abs() + line.abs())
-            right = right + info.tiny * (8 + slope.abs())
-            if left is not None:
-                high = _parabola(left, right, drop[j - 1])
-                tilt = torch.maximum(-sign * slope * points[j - 1], -sign * line)
-                flat = most[j - 1] + tilt + 4 * info.eps * (most[j - 1].abs() + tilt.abs())
-                high = known(torch.where(flat < known(high), flat, high))
-                better = high > best
-                nearer = torch.where(right > left, at, points[j - 1])
-                best, point = torch.where(better, high, best), torch.where(better, nearer, point)
-            left = right
-        return best, point
+        most = found.whole.upper if sign > 0 else -found.whole.lower
+        line = sign * slope * points
+        ends = values - line + 4 * info.eps * (values.abs() + line.abs()) + info.tiny * (8 + slope.abs())
+        left, right = ends[:-1], ends[1:]
+        high = _parabola(left, right, drop)
+        tilt = torch.maximum(-line[:-1], -line[1:])
+        flat = most + tilt + 4 * info.eps * (most.abs() + tilt.abs())
+        high = known(torch.where(flat < known(high), flat, high))
+        best, cell = high.max(0, keepdim=True)
+        nearer = torch.where(right > left, points[1:], points[:-1])
+        return best.squeeze(0), nearer.expand_as(high).gather(0, cell).squeeze(0)
 
     def _touching(self, x: Interval, sign: int) -> tuple[Tensor, Interval, Tensor]:
         """From the hull of the samples: the highest chord across the middle."""
@@ -108,6 +119,25 @@ class Sampled(Curve):
     def slopes(self, x: Interval) -> Interval:
         steep = self.derivative(self._samples(x))
         return Interval(steep.amin(0), steep.amax(0))
+
+
+class _Cells(NamedTuple):
+    """Samples [CELLS + 1, ...] of intervals with the ends given, enclosures of the values there, and [CELLS, ...] of
+    the second derivative and of the function in between."""
+
+    ends: tuple[Tensor, Tensor]
+    points: Tensor
+    inside: Interval
+    bend: Interval
+    whole: Interval
+
+    def of(self, *ends: Tensor) -> bool:
+        """Whether these are the cells of intervals with these ends."""
+        alike = all(
+            a.dtype == b.dtype and a.device == b.device and a.shape == b.shape
+            for a, b in zip(self.ends, ends, strict=True)
+        )
+        return alike and all(torch.equal(a, b) for a, b in zip(self.ends, ends, strict=True))
 
 
 def _parabola(left: Tensor, right: Tensor, drop: Tensor) -> Tensor:
