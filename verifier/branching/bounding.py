@@ -93,7 +93,7 @@ class Bounder:
             for i in sorted(self.graph.ancestors(self.target))
             if isinstance(self.graph.nodes[i].op, Elementwise)
         ]
-        self.curved = curved(self.graph, self.target) if options.refine and not options.gaps else []
+        self.curved = [] if options.gaps else curved(self.graph, self.target)
         self.split_nodes = sorted({j for i in self.elementwise for j in self.graph.nodes[i].inputs})
 
     def _graph(self, dtype: torch.dtype) -> Graph:
