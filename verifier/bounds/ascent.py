@@ -18,7 +18,7 @@ Leaves = dict[Key, dict[str, Tensor]]
 class Adam:
     """Adam (Kingma and Ba 2015) upwards, with steps in units of each parameter's range (`scales`, which broadcast).
 
-    Nothing here waits for the device: the rates are tensors, and what is not finite is replaced unasked.
+    Nothing here waits for the device: what is not finite is replaced unasked.
     """
 
     def __init__(

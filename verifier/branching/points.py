@@ -35,14 +35,14 @@ def table_point(op: Univariate, x: Interval) -> Tensor:
     interval, one beyond the grid, a kink that has to be cut at) by the operator's own rule."""
     own = op.branching_point(0, x)
     name = key(op)
-    table = None if name is None else _tables().get(name)
-    if table is None:
+    if name is None or name not in _tables():
         return own
+    table = _table(name, x.lower.device)
     places = [((end + SPAN) / STEP).round() for end in x]
     count = len(table)
     inside = (places[0] >= 0) & (places[1] < count) & (places[1] > places[0])
     first, last = [torch.where(inside, p, torch.zeros_like(p)).long() for p in places]
-    part = torch.from_numpy(table).to(first.device)[first, last].to(own) / PARTS
+    part = table[first, last].to(own) / PARTS
     point = x.lower + part * (x.upper - x.lower)
     return torch.where(inside & (part > 0), torch.minimum(torch.maximum(point, x.lower), x.upper), own)
 
@@ -54,6 +54,12 @@ def middle_point(op: Univariate, x: Interval) -> Tensor:
 
 RULES: Mapping[str, Callable[[Univariate, Interval], Tensor]] = {"table": table_point, "middle": middle_point}
 """Rules by name."""
+
+
+@cache
+def _table(name: str, device: torch.device) -> Tensor:
+    """One table where it is used."""
+    return torch.from_numpy(_tables()[name]).to(device)
 
 
 @cache

@@ -12,7 +12,7 @@ from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.extremum import tree
 from verifier.ops.movement import Take, reshape
 from verifier.ops.product import multiply
-from verifier.ops.reduction import normalised, reduction_axes
+from verifier.ops.reduction import normalised, reduction_axes, running
 from verifier.ops.select import concat, slice_axis
 
 MOST = 256
@@ -62,11 +62,7 @@ def _reduce_product(builder: Builder, node: OnnxNode) -> Value:
 
 @onnx_op("CumProd", note=f"constant axis, of at most {MOST} values")
 def _cumulative_product(builder: Builder, node: OnnxNode) -> Value:
-    axis = node.constant(builder, 1, "axis")
-    if axis is None:
-        raise Unsupported("the axis is missing")
-    exclusive, reverse = node.attributes.get("exclusive", 0), node.attributes.get("reverse", 0)
-    return running_product(builder, node.required(0), int(axis), bool(exclusive), bool(reverse))
+    return running_product(builder, node.required(0), *running(builder, node))
 
 
 @aten_op("prod.dim_int", "prod.default")

@@ -110,11 +110,15 @@ def _mean(builder: Builder, node: OnnxNode) -> Value:
 
 @onnx_op("CumSum", note="constant axis")
 def _cumsum(builder: Builder, node: OnnxNode) -> Value:
+    return cumulative(builder, node.required(0), *running(builder, node))
+
+
+def running(builder: Builder, node: OnnxNode) -> tuple[int, bool, bool]:
+    """The axis of a CumSum or CumProd node, and whether it is exclusive and in reverse."""
     axis = node.constant(builder, 1, "axis")
     if axis is None:
         raise Unsupported("the axis is missing")
-    exclusive, reverse = node.attributes.get("exclusive", 0), node.attributes.get("reverse", 0)
-    return cumulative(builder, node.required(0), int(axis), bool(exclusive), bool(reverse))
+    return int(axis), bool(node.attributes.get("exclusive", 0)), bool(node.attributes.get("reverse", 0))
 
 
 def cumulative(
