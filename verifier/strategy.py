@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,7 +15,7 @@ from verifier.attack.falsify import falsify
 from verifier.attack.gradient import AttackOptions
 from verifier.attack.replay import Judge, Networks
 from verifier.bounds.alpha import AlphaOptions
-from verifier.bounds.crown import OutOfTime
+from verifier.bounds.backward import OutOfTime
 from verifier.bounds.final import AscentOptions
 from verifier.bounds.undefined import first_undefined
 from verifier.branching.activation_split import HEURISTICS, ActivationBrancher
@@ -34,6 +35,9 @@ from verifier.solvers.solve import LinearSearch, linear_search
 from verifier.specs.compile import Compiled
 from verifier.specs.query import Query
 
+PATIENCE = 0.6
+"""The part of the first bounds' time that inner neurons may take; those left over keep intervals, so that something
+comes out."""
 QUICK_ROUNDS = 2
 """Rounds of the attack before any bound,"""
 QUICK_SHARE = 0.03
@@ -172,11 +176,18 @@ class _Run:
             share *= 1.5
 
     def _without_bounds(self) -> Outcome:
-        """The first bounds take too long: what time is left belongs to the attack."""
+        """The first bounds take too long: intervals' are reported, what time is left belongs to the attack."""
+        settings = BoundOptions(linear=False)
+        bounder = Bounder(self.compiled, self.device, self.dtype, settings)
+        start, batch = _cases(self.compiled, self.device), _batch(bounder)
+        with torch.no_grad():
+            rows = torch.arange(len(start), device=self.device).split(batch)
+            bound = min(float(bounder.bound(start.index(r)).score.amin()) for r in rows)
         self.clock.phase("root")
         found = self._attack(self.deadline, None)
-        status = Status.TIMEOUT if found is None else Status.SAT
-        return Outcome(status, Reason.NONE, -math.inf, 0, 0, found)
+        if found is not None:
+            return Outcome(Status.SAT, Reason.NONE, -math.inf, 0, 0, found)
+        return Outcome(Status.TIMEOUT, Reason.NONE, bound, 0, 0)
 
     def _linear_suits(self) -> bool:
         """Whether nothing was asked for that linear programs would ignore."""
@@ -221,14 +232,7 @@ class _Run:
             linear=linear, ascent=AscentOptions(steps), memory=self.memory // 4, deadline=self.deadline
         )
         bounder = Bounder(compiled, self.device, self.dtype, settings)
-        start = Domains(
-            compiled.lower.to(self.device),
-            compiled.upper.to(self.device),
-            torch.arange(len(compiled.lower), device=self.device),
-            (compiled.clauses >= 0).any(2).to(self.device),
-            torch.full((len(compiled.lower),), -math.inf, dtype=torch.float64, device=self.device),
-        )
-        look = first_look(bounder, start, self.memory // 4)
+        look = first_look(bounder, _cases(compiled, self.device), self.memory // 4)
         start, settled = look.left, look.closed
         if not len(start):
             return Outcome(Status.UNSAT, Reason.NONE, settled, len(compiled.lower), 0)
@@ -244,7 +248,8 @@ class _Run:
             now = time.monotonic()
             share = 1 - ATTACK_SHARE if self.options.attack else 1.0
             until = now + share * (self.deadline - now)
-            bounder = Bounder(compiled, self.device, self.dtype, replace(settings, deadline=until))
+            limits = replace(settings, deadline=until, patience=now + PATIENCE * (until - now))
+            bounder = Bounder(compiled, self.device, self.dtype, limits)
             with torch.no_grad():
                 found = self._root(bounder, start)
             if not len(found.start):
@@ -277,7 +282,8 @@ class _Run:
 
     def _with_cuts(self, bounder: Bounder, start: Domains) -> Bounder:
         now = time.monotonic()
-        with torch.no_grad():
+        cuts = planes = None
+        with torch.no_grad(), suppress(OutOfTime):
             cuts = root_cuts(bounder, start, now + CUTS_SHARE * (self.deadline - now))
             planes = root_planes(bounder, start, min(self.memory // 64, PLANES))
         return bounder.with_facts(replace(bounder.facts, cuts=cuts, planes=planes))
@@ -318,6 +324,18 @@ class _Run:
                 self.compiled.graph, Interval(self.compiled.lower[:1], self.compiled.upper[:1])
             )
         return Result(outcome.status, bound, outcome.counterexample, reason, detail, stats)
+
+
+def _cases(compiled: Compiled, device: torch.device) -> Domains:
+    """Every case as one subdomain."""
+    count = len(compiled.lower)
+    return Domains(
+        compiled.lower.to(device),
+        compiled.upper.to(device),
+        torch.arange(count, device=device),
+        (compiled.clauses >= 0).any(2).to(device),
+        torch.full((count,), -math.inf, dtype=torch.float64, device=device),
+    )
 
 
 class _Patience:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from verifier.bounds import crown
 from verifier.bounds.alpha import AlphaOptions
+from verifier.bounds.backward import PassOptions
 from verifier.bounds.compute import compute_bounds
 from verifier.bounds.crown import Effort, inner_bounds, specification_bound
 from verifier.bounds.forward import forward_bounds
@@ -147,7 +148,9 @@ def test_rounding_errors_matter_in_float32(lab: SimpleNamespace) -> None:
         x = points(50, torch.float32)
         bounds = inner_bounds(graph, [Box(x, x)], graph.outputs, effort=Effort(rounding=False))
         rows = Dense(torch.eye(3).unsqueeze(0))
-        low = specification_bound(graph, [Box(x, x)], graph.outputs[0], rows, bounds, rounding=False)
+        low = specification_bound(
+            graph, [Box(x, x)], graph.outputs[0], rows, bounds, how=PassOptions(rounding=False)
+        )
         violations += int((low.minimum(graph, [Box(x, x)]).double() > exact.evaluate([x.double()])[0]).sum())
     assert violations > 0
 

@@ -137,6 +137,6 @@ def test_the_source_is_bounded_for_its_copies() -> None:
     kinked = next(i for i, n in enumerate(graph.nodes) if n.shape == (12,) and graph.origin(i) is not None)
     origin = graph.origin(kinked)
     shift = next(i for i, n in enumerate(graph.nodes) if isinstance(n.op, ScaleShift))
-    ask = wanted(graph, shift, bounds)
+    ask = wanted(graph, shift, bounds, {})
     assert origin is not None and ask is not None and ask[0] == origin.node
     assert ask[1].shape == (3, 6)

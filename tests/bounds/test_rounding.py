@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from verifier.bounds.backward import backward
+from verifier.bounds.backward import PassOptions, backward
 from verifier.bounds.crown import Relaxations, inner_bounds
 from verifier.graph import Builder, Graph, Relaxation, Value
 from verifier.graph.coefficients import Dense, dot, identity, roundings
@@ -127,9 +127,11 @@ def test_the_error_of_a_convolutional_pass_is_covered(seed: int, radius: float, 
     double = {i: Relaxation(*[_double(part) for part in line]) for i, line in lines.items()}
     boxes = {i: b.to(torch.float64) for i, b in bounds.items()}
     for start, given, truth in starts:
-        found = backward(graph, {start: given}, lines, bounds, windows=True)
+        found = backward(graph, {start: given}, lines, bounds, PassOptions(windows=True))
         assert found.error is not None
-        value = backward(exact, {start: truth}, double, boxes, rounding=False).minimum(exact, [wide])
+        value = backward(exact, {start: truth}, double, boxes, PassOptions(rounding=False)).minimum(
+            exact, [wide]
+        )
         difference = (found.minimum(graph, [box]).double() + found.error - value).abs()
         assert (difference <= found.error).all()
 

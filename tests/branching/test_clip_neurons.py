@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from verifier.bounds.crown import inner_bounds
-from verifier.branching.clip_neurons import NeuronPlanes, neuron_planes
+from verifier.branching.clip_neurons import NeuronPlanes, PlaneLimits, neuron_planes
 from verifier.graph import Builder, Graph, Interval
 from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import Relu
@@ -33,7 +33,7 @@ def planes_of(graph: Graph, box: Box) -> tuple[NeuronPlanes, dict[int, Interval]
     nodes = [graph.nodes[i].inputs[0] for i in range(len(graph.nodes)) if isinstance(graph.nodes[i].op, Relu)]
     bounds = inner_bounds(graph, [box], graph.outputs)
     known = {i: bounds[i] for i in nodes}
-    made = neuron_planes(graph, box, nodes, graph.outputs[0], known, 1 << 20)
+    made = neuron_planes(graph, box, nodes, graph.outputs[0], known, PlaneLimits(1 << 20))
     assert made is not None
     return made, known
 

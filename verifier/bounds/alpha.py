@@ -4,6 +4,7 @@ the final pass and of the inner bounds that it rests on."""
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.ascent import Adam, Best, Key, Leaves, index_leaves, pick
-from verifier.bounds.backward import LinearBound
+from verifier.bounds.backward import LinearBound, OutOfTime, PassOptions
 from verifier.bounds.crown import (
     Effort,
     Relaxations,
@@ -44,7 +45,7 @@ class AlphaOptions:
     no more work. `stop` maps the best lower bounds so far, [B, R], to a boolean [B] of instances that are
     finished; without it an instance is finished when all its rows are above the threshold. Both see values
     reduced by an estimate of rounding errors. After `deadline` (of `time.monotonic`) the plain pass at the
-    beginning raises OutOfTime.
+    beginning raises OutOfTime; an optimisation that comes too late returns what that has found.
     """
 
     iterations: int = 20
@@ -90,7 +91,8 @@ def optimise(
         if bounds is None:
             effort = Effort(memory=options.memory, deadline=options.deadline)
             bounds = inner_bounds(graph, sets, [target], effort=effort)
-        plane = specification_bound(graph, sets, target, rows, bounds)
+        how = PassOptions(deadline=options.deadline)
+        plane = specification_bound(graph, sets, target, rows, bounds, how=how)
         lower = plane.minimum(graph, sets)
     batch = sets[0].batch
     plain = Optimised(lower.expand(batch, -1), bounds, {}, plane)
@@ -128,6 +130,7 @@ class _Problem:
     plain: Optimised
     selections: dict[int, Selection]
     memory: int
+    deadline: float = math.inf
     own: bool = True
 
     def index(self, chosen: Tensor) -> _Problem:
@@ -200,7 +203,8 @@ class _Problem:
         """
         bounds = dict(self.plain.bounds)
         relaxations = Relaxations(self.graph, bounds, slopes)
-        effort = Effort(rounding=False, memory=self.memory)
+        effort = Effort(rounding=False, memory=self.memory, deadline=self.deadline)
+        how = PassOptions(rounding=False, deadline=self.deadline)
         values: dict[int, Tensor] = {}
         for i, selection in self.selections.items():
             fresh = neuron_bounds(self.graph, self.sets, i, selection, bounds, relaxations, effort)
@@ -210,9 +214,7 @@ class _Problem:
                 bounds[k] = _met(interval_of(self.graph, k, bounds), bounds[k])
             seen = fresh.detach()
             values[i] = torch.stack([seen.lower, -seen.upper], 1)
-        plane = specification_bound(
-            self.graph, self.sets, self.target, self.rows, bounds, slopes, rounding=False
-        )
+        plane = specification_bound(self.graph, self.sets, self.target, self.rows, bounds, slopes, how)
         lower = plane.minimum(self.graph, self.sets)
         values[self.target] = lower.detach().unsqueeze(1)
         return lower, values
@@ -236,14 +238,15 @@ def _problem(
     """Neurons that are settled after the plain pass, or that depend on nothing relaxed, are not bounded
     again."""
     masks: dict[int, Tensor] = {}
+    relevant = graph.relevant([target])
     for i in sorted(graph.ancestors(target) - {target}) if options.intermediate else ():
         if not any(isinstance(graph.nodes[j].op, Elementwise) for j in graph.ancestors(i)):
             continue
-        if (ask := wanted(graph, i, plain.bounds)) is not None:
+        if (ask := wanted(graph, i, plain.bounds, relevant)) is not None:
             masks[ask[0]] = ask[1] | masks[ask[0]] if ask[0] in masks else ask[1]
     chosen = {i: select(masks[i], graph.nodes[i].shape) for i in sorted(masks)}
     selections = {i: selection for i, selection in chosen.items() if selection is not None}
-    return _Problem(graph, tuple(sets), target, rows, plain, selections, options.memory)
+    return _Problem(graph, tuple(sets), target, rows, plain, selections, options.memory, options.deadline)
 
 
 def _ascend(problem: _Problem, given: Slopes, options: AlphaOptions) -> Optimised:
@@ -251,7 +254,15 @@ def _ascend(problem: _Problem, given: Slopes, options: AlphaOptions) -> Optimise
     leaves, scales = problem.start(given)
     if not leaves or options.iterations < 1:
         return problem.plain
-    whole, target, plain = problem, problem.target, problem.plain.lower
+    try:
+        return _finish(problem, _climb(problem, leaves, scales, options))
+    except OutOfTime:
+        return problem.plain
+
+
+def _climb(problem: _Problem, leaves: Leaves, scales: Leaves, options: AlphaOptions) -> Leaves:
+    """The best parameters found. An iteration is begun where there is time for two more: it and the end."""
+    target, plain = problem.target, problem.plain.lower
     keys = [(key, name) for key, own in leaves.items() for name in own]
     steps = [scales[k][n] for k, n in keys]
     adam = Adam(_listed(leaves, keys), steps, options.learning_rate, options.decay)
@@ -260,7 +271,11 @@ def _ascend(problem: _Problem, given: Slopes, options: AlphaOptions) -> Optimise
         lower, values = problem.evaluate(leaves)
     best = Best(leaves, values)
     slack = torch.nan_to_num(lower.detach() - plain, nan=0.0, posinf=0.0).clamp(min=0)
-    for _ in range(options.iterations):
+    began = time.monotonic()
+    for done in range(options.iterations):
+        now = time.monotonic()
+        if done and now + 2 * (now - began) / done > options.deadline:
+            break
         reached = torch.maximum(best.values[target].squeeze(1) - slack, plain)
         closed, idle = _finished(reached, options)
         keep = ~closed[active]
@@ -281,7 +296,7 @@ def _ascend(problem: _Problem, given: Slopes, options: AlphaOptions) -> Optimise
         with torch.enable_grad():
             lower, values = problem.evaluate(leaves)
         best.update(active, leaves, values)
-    return _finish(whole, best.slopes)
+    return best.slopes
 
 
 def _listed(leaves: Leaves, keys: Sequence[tuple[Key, str]]) -> list[Tensor]:
@@ -313,11 +328,12 @@ def _finish(problem: _Problem, slopes: Leaves) -> Optimised:
     graph, sets, target, plain = problem.graph, problem.sets, problem.target, problem.plain
     bounds = dict(plain.bounds)
     relaxations = Relaxations(graph, bounds, slopes)
-    effort = Effort(memory=problem.memory)
+    effort = Effort(memory=problem.memory, deadline=problem.deadline)
     for i, selection in problem.selections.items():
         bounds[i] = refine(graph, sets, i, selection, bounds, relaxations, effort)
         pass_on(graph, i, bounds)
-    plane = specification_bound(graph, sets, target, problem.rows, bounds, slopes)
+    how = PassOptions(deadline=problem.deadline)
+    plane = specification_bound(graph, sets, target, problem.rows, bounds, slopes, how)
     lower = plane.minimum(graph, sets)
     tight = interval_bounds(graph, [s.box() for s in sets], bounds)
     return Optimised(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,22 @@ from verifier.graph.coefficients import Coefficients, Dense, Factored, Rows
 from verifier.graph.op import Constant, Input, negligible
 from verifier.graph.patches import Patches, image_of, single
 from verifier.sets import InputSet
+
+
+class OutOfTime(Exception):
+    """The deadline came before the end of a pass; what it would have given is not known."""
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """`rounding` bounds what rounding does. With `windows` the result may hold `patches`: enough for its minimum, which
+    is then cheaper. With `finite` the lines are taken to be finite, and asked nothing; a bound that meets one which is
+    not has the minimum -inf. After `deadline` (of `time.monotonic`) a pass raises OutOfTime at its next node."""
+
+    rounding: bool = True
+    windows: bool = False
+    finite: bool = False
+    deadline: float = math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,10 +91,8 @@ def backward(
     start: Mapping[int, Coefficients],
     relaxations: Mapping[int, Relaxation],
     bounds: Mapping[int, Interval],
-    rounding: bool = True,
+    how: PassOptions = PassOptions(),
     record: dict[int, Tensor] | None = None,
-    windows: bool = False,
-    finite: bool = False,
 ) -> LinearBound:
     """Bound sum over nodes of <start[node], value of node> from below by linear forms of the inputs.
 
@@ -86,9 +101,8 @@ def backward(
     `bounds` encloses the same nodes; it is used only for rounding errors, which are bounded rigorously
     (running error analysis, Higham 2002, chapter 3: each step's relative error times the magnitude of the
     terms it sums) and returned. The coefficients that arrive at the nodes named in `record` are stored there.
-    With `windows` the result may hold `patches`: enough for its minimum, which is then cheaper. With `finite` the lines
-    are taken to be finite, and asked nothing; a bound that meets one which is not has the minimum -inf.
     """
+    rounding, finite = how.rounding, how.finite
     pending: dict[int, Coefficients] = dict(start)
     queue = [-i for i in pending]
     heapq.heapify(queue)
@@ -100,6 +114,8 @@ def backward(
     steps = widest = 0
     sizes = _Sizes(bounds)
     while queue:
+        if time.monotonic() > how.deadline:
+            raise OutOfTime
         position = -heapq.heappop(queue)
         coefficients = pending.pop(position)
         if isinstance(coefficients, Patches | Dense):
@@ -109,7 +125,7 @@ def backward(
             record[position] = coefficients.dense()
         shapes = [graph.nodes[j].shape for j in node.inputs]
         if isinstance(node.op, Input):
-            if windows and isinstance(coefficients, Patches):
+            if how.windows and isinstance(coefficients, Patches):
                 patches[position] = coefficients
             else:
                 coefficients = Dense(coefficients.dense())

@@ -9,15 +9,14 @@ come from backward passes in float64, and what those round is carried along as t
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from verifier.bounds.backward import backward
-from verifier.bounds.crown import OutOfTime, relax
+from verifier.bounds.backward import PassOptions, backward
+from verifier.bounds.crown import relax
 from verifier.bounds.interval import Bounds
 from verifier.bounds.lines import sane
 from verifier.graph import Affine, Builder, Elementwise, Graph, Relaxation, Value
@@ -70,9 +69,11 @@ def condense(
 
 def _decided(graph: Graph, target: int, bounds: Bounds) -> tuple[dict[int, Relaxation], dict[int, Tensor]]:
     """Per operator the lines of those elements whose two lines are one, up to the rounding that intercepts allow for
-    (zero elsewhere), and the positions of the others."""
+    (zero elsewhere), and the positions of the others. What the target does not depend on counts as decided: by its
+    range, so that it is in the doubt where it matters after all."""
     lines: dict[int, Relaxation] = {}
     loose: dict[int, Tensor] = {}
+    relevant = graph.relevant([target])
     for e in sorted(graph.ancestors(target)):
         node = graph.nodes[e]
         if not isinstance(node.op, Elementwise):
@@ -86,7 +87,13 @@ def _decided(graph: Graph, target: int, bounds: Bounds) -> tuple[dict[int, Relax
         for a, b in zip(found.lower_slopes, found.upper_slopes, strict=True):
             exact = exact & (a == b)
         slopes = tuple(torch.where(exact, s, zero) for s in found.lower_slopes)
-        lines[e] = Relaxation(slopes, torch.where(exact, low, zero), slopes, torch.where(exact, high, zero))
+        low, high = torch.where(exact, low, zero), torch.where(exact, high, zero)
+        if e in relevant:
+            ends = bounds[e]
+            idle = ~relevant[e] & ~exact & ends.lower.isfinite() & ends.upper.isfinite()
+            low, high = torch.where(idle, ends.lower, low), torch.where(idle, ends.upper, high)
+            exact = exact | idle
+        lines[e] = Relaxation(slopes, low, slopes, high)
         loose[e] = (~exact).flatten().nonzero()[:, 0]
     return lines, loose
 
@@ -160,12 +167,12 @@ class _Condenser:
 
     def _pass(self, node: int, rows: Tensor, below: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Matrix [r, inputs and undecided elements], constant [r] and doubt [r] of some elements."""
-        if time.monotonic() > self._deadline:
-            raise OutOfTime
         ones = torch.ones(1, len(rows), dtype=self._like.dtype, device=self._like.device)
         start = {node: Rows(rows.unsqueeze(0), ones, self._graph.nodes[node].shape)}
         seen: dict[int, Tensor] = dict.fromkeys(self._lines, torch.empty(0))
-        found = backward(self._graph, start, self._lines, self._bounds, rounding=True, record=seen)
+        found = backward(
+            self._graph, start, self._lines, self._bounds, PassOptions(deadline=self._deadline), seen
+        )
         columns = []
         for i in self._inputs:
             nothing = ones.new_zeros(1, len(rows), self._graph.nodes[i].numel)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from verifier.bounds.backward import LinearBound, backward
+from verifier.bounds.backward import LinearBound, OutOfTime, PassOptions, backward
 from verifier.bounds.interval import Bounds, interval_bounds, interval_of
 from verifier.bounds.rows import Selection, interval_is_exact, pass_on, select, wanted
 from verifier.graph import Elementwise, Graph, Interval, Relaxation
@@ -36,21 +36,24 @@ SMALL = 1 << 20
 """Coefficients, about, up to which a second pass costs more than the rows that it saves."""
 
 
-class OutOfTime(Exception):
-    """The deadline came before the end of a pass; what it would have given is not known."""
-
-
 @dataclass(frozen=True)
 class Effort:
     """How much work a pass may do. `inherit` takes what is known of a node for its enclosure, without propagating
     intervals to it; `memory` is the size in bytes that the coefficients of one pass may take. After `deadline` (of
-    `time.monotonic`) a pass raises OutOfTime at its next chunk of neurons."""
+    `time.monotonic`) a pass raises OutOfTime; after `patience`, of which every node gets its share, the neurons that
+    are left keep what intervals say of them."""
 
     refine: bool = True
     inherit: bool = False
     rounding: bool = True
     memory: int = 1 << 30
     deadline: float = math.inf
+    patience: float = math.inf
+
+    @property
+    def walk(self) -> PassOptions:
+        """For a backward pass of which only the minimum counts."""
+        return PassOptions(self.rounding, windows=True, deadline=self.deadline)
 
 
 class Clamp(torch.autograd.Function):
@@ -138,6 +141,7 @@ def inner_bounds(
     boxes = [s.box() for s in sets]
     targets = list(targets)
     order = sorted(set().union(*[graph.ancestors(t) for t in targets], graph.inputs))
+    relevant = graph.relevant(targets) if effort.refine else {}
     several = any(
         isinstance(graph.nodes[i].op, Elementwise) and len(graph.nodes[i].inputs) > 1 for i in order
     )
@@ -146,6 +150,7 @@ def inner_bounds(
     relaxations = Relaxations(graph, bounds, slopes)
     all_boxes = all(isinstance(s, Box) for s in sets)
     asked = [i for i in order if any(isinstance(graph.nodes[k].op, Elementwise) for k in graph.users[i])]
+    shares = _Shares(graph, asked, relevant, effort)
     middle: dict[int, Tensor] = {}
     done: dict[int, Tensor] = {}  # neurons both of whose ends have been bounded
     for i in order:
@@ -159,10 +164,11 @@ def inner_bounds(
             bounds[i] = bounds[i].intersect(known[i])
         if not effort.refine or not graph.variable[i]:
             continue
-        ask = wanted(graph, i, bounds)
+        ask = wanted(graph, i, bounds, relevant)
         if ask is None or interval_is_exact(graph, ask[0], all_boxes):
             continue
         target, mask = ask
+        own = shares.of(i)
         if target in done:
             mask = mask & ~done[target]
         selection = select(mask, graph.nodes[target].shape)
@@ -171,24 +177,46 @@ def inner_bounds(
         rows = 2 * boxes[0].lower.shape[0] * selection.index.shape[1]
         small = rows * max(graph.nodes[j].numel for j in graph.ancestors(target)) < SMALL
         if small or slopes:  # which belong to both ends
-            bounds[target] = refine(graph, sets, target, selection, bounds, relaxations, effort)
+            bounds[target] = refine(graph, sets, target, selection, bounds, relaxations, own)
         else:
             if not middle:
                 middle = dict(zip(asked, graph.evaluate([box.center for box in boxes], asked), strict=True))
             side = _likely_end(graph, i, middle[i])
-            bounds[target] = _nearer_end(graph, sets, target, selection, side, bounds, relaxations, effort)
+            bounds[target] = _nearer_end(graph, sets, target, selection, side, bounds, relaxations, own)
             pass_on(graph, target, bounds)
-            left = wanted(graph, i, bounds)
+            left = wanted(graph, i, bounds, relevant)
             if left is not None and int((left[1] & mask).sum()) <= FEW * int(mask.sum()):
                 mask = left[1] & mask
                 selection = select(mask, graph.nodes[target].shape)
             if selection is not None:
-                bounds[target] = _nearer_end(
-                    graph, sets, target, selection, -side, bounds, relaxations, effort
-                )
+                bounds[target] = _nearer_end(graph, sets, target, selection, -side, bounds, relaxations, own)
         pass_on(graph, target, bounds)
         done[target] = mask | done[target] if target in done else mask
     return bounds
+
+
+class _Shares:
+    """What part of the patience every node gets whose neurons are bounded: by the numbers that their passes meet,
+    about. What a node leaves goes to those after it."""
+
+    def __init__(
+        self, graph: Graph, asked: Sequence[int], relevant: Mapping[int, Tensor], effort: Effort
+    ) -> None:
+        self._effort = effort
+        self._left = {}
+        for i in asked if math.isfinite(effort.patience) else ():
+            rows = int(relevant[i].sum()) if i in relevant else graph.nodes[i].numel
+            below = [graph.nodes[j] for j in graph.ancestors(i)]
+            self._left[i] = rows * sum(n.numel for n in below if isinstance(n.op, Elementwise))
+
+    def of(self, node: int) -> Effort:
+        """The effort for one node; nodes come in order."""
+        if not self._left:
+            return self._effort
+        left = max(1, sum(n for i, n in self._left.items() if i >= node))
+        now = time.monotonic()
+        share = (self._effort.patience - now) * self._left[node] / left
+        return replace(self._effort, patience=now + share)
 
 
 def _likely_end(graph: Graph, position: int, middle: Tensor) -> Tensor:
@@ -254,20 +282,31 @@ def neuron_bounds(
     relaxations: Relaxations,
     effort: Effort,
 ) -> Interval:
-    """Backward bounds of the selected neurons of one node: [B, K]."""
+    """Backward bounds of the selected neurons of one node: [B, K]; infinite where the patience ends before."""
     like = bounds[position].lower
     chunks = _Chunks(graph, position, sets[0].batch, like, effort, ends=2)
     lowers, uppers = [], []
     for part in chunks.of(selection.index.shape[1]):
         rows = selection.rows(like, part.start, part.stop)
         lines = relaxations.of(position, part)
-        bound = backward(graph, {position: rows}, lines, bounds, effort.rounding, windows=True)
+        bound = backward(graph, {position: rows}, lines, bounds, effort.walk)
         chunks.widest = bound.widest
         low = bound.minimum(graph, sets)
         count = low.shape[1] // 2
         lowers.append(low[:, :count])
         uppers.append(-low[:, count:])
-    return Interval(torch.cat(lowers, 1), torch.cat(uppers, 1))
+    shape = (sets[0].batch, selection.index.shape[1])
+    return Interval(_filled(lowers, shape, like, -torch.inf), _filled(uppers, shape, like, torch.inf))
+
+
+def _filled(parts: Sequence[Tensor], shape: tuple[int, int], like: Tensor, rest: float) -> Tensor:
+    """The parts [B, k] side by side, and `rest` where they end before `shape` does."""
+    missing = shape[1] - sum(p.shape[1] for p in parts)
+    return (
+        torch.cat([*parts, like.new_full((shape[0], missing), rest)], 1)
+        if missing
+        else torch.cat([*parts], 1)
+    )
 
 
 def signed_bounds(
@@ -279,16 +318,18 @@ def signed_bounds(
     relaxations: Relaxations,
     effort: Effort,
 ) -> Tensor:
-    """Lower bounds [B, R] of single elements of one node, times their signs, by the starting relaxations."""
-    chunks = _Chunks(graph, position, sets[0].batch, bounds[position].lower, effort, ends=1)
+    """Lower bounds [B, R] of single elements of one node, times their signs, by the starting relaxations; infinite
+    where the patience ends before."""
+    like = bounds[position].lower
+    chunks = _Chunks(graph, position, sets[0].batch, like, effort, ends=1)
     lines = relaxations.of(position, slice(None))
     lows = []
     for part in chunks.of(rows.index.shape[1]):
         few = Rows(rows.index[:, part], rows.scale[:, part], rows.shape)
-        bound = backward(graph, {position: few}, lines, bounds, effort.rounding, windows=True)
+        bound = backward(graph, {position: few}, lines, bounds, effort.walk)
         chunks.widest = bound.widest
         lows.append(bound.minimum(graph, sets))
-    return torch.cat(lows, 1)
+    return _filled(lows, (sets[0].batch, rows.index.shape[1]), like, -torch.inf)
 
 
 def gather(full: Interval, selection: Selection) -> Interval:
@@ -314,11 +355,11 @@ def specification_bound(
     rows: Coefficients,
     bounds: Bounds,
     slopes: Slopes | None = None,
-    rounding: bool = True,
+    how: PassOptions = PassOptions(),
 ) -> LinearBound:
     """The final pass: R linear forms of node `target`, bounded below by linear forms of the inputs."""
     lines = Relaxations(graph, bounds, slopes).of(target, slice(None))
-    return backward(graph, {target: rows}, lines, bounds, rounding)
+    return backward(graph, {target: rows}, lines, bounds, how)
 
 
 class _Chunks:
@@ -331,17 +372,20 @@ class _Chunks:
     ) -> None:
         """`ends` rows are bounded per neuron."""
         self.widest = 0
-        self._deadline = effort.deadline
+        self._deadline, self._patience = effort.deadline, effort.patience
         memory = min(effort.memory, _CPU_MEMORY) if like.device.type == "cpu" else effort.memory
         self._room = memory // (8 * ends * batch * like.element_size())
         self._layer = max(graph.nodes[j].numel for j in graph.ancestors(position))
 
     def of(self, count: int) -> Iterator[slice]:
-        """Slices of the `count` neurons. Raises OutOfTime where the deadline has come."""
+        """Slices of the `count` neurons, as far as the patience goes. Raises OutOfTime where the deadline has come."""
         start = 0
         while start < count:
-            if time.monotonic() > self._deadline:
+            now = time.monotonic()
+            if now > self._deadline:
                 raise OutOfTime
+            if now > self._patience:
+                return
             row = min(2 * self.widest, self._layer) or self._layer
             step = max(1, self._room // row)
             yield slice(start, min(start + step, count))

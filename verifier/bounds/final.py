@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.ascent import Adam, Free, Leaves, Pool
-from verifier.bounds.backward import LinearBound, backward
-from verifier.bounds.crown import OutOfTime
+from verifier.bounds.backward import LinearBound, OutOfTime, PassOptions, backward
 from verifier.bounds.cuts import Cuts
 from verifier.bounds.interval import Bounds
 from verifier.bounds.lines import is_finite
@@ -89,7 +88,7 @@ class Ascent:
 @dataclass(frozen=True, eq=False)
 class FinalPass:
     """R rows of `target` over B instances, on fixed enclosures `bounds` of the inner nodes. After `deadline` (of
-    `time.monotonic`) an optimisation raises OutOfTime at its next step."""
+    `time.monotonic`) a pass raises OutOfTime."""
 
     graph: Graph
     sets: Sequence[InputSet]
@@ -178,7 +177,8 @@ class FinalPass:
             if j not in chosen:
                 chosen[j] = self._relax(j, op, leaves.get((self.target, j), {}))
         unasked = not rounding and self.tame
-        plane = backward(self.graph, start, chosen, self.bounds, rounding, record, finite=unasked)
+        how = PassOptions(rounding, finite=unasked, deadline=self.deadline)
+        plane = backward(self.graph, start, chosen, self.bounds, how, record)
         if self.splits or self.cuts is not None:
             error = plane.error if plane.error is None else plane.error + slack
             plane = LinearBound(plane.coefficients, plane.constant + shift, error)

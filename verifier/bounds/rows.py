@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -59,14 +59,18 @@ def refinable(graph: Graph, position: int, bounds: dict[int, Interval]) -> Tenso
     return mask
 
 
-def wanted(graph: Graph, position: int, bounds: dict[int, Interval]) -> tuple[int, Tensor] | None:
+def wanted(
+    graph: Graph, position: int, bounds: dict[int, Interval], relevant: Mapping[int, Tensor]
+) -> tuple[int, Tensor] | None:
     """The node to bound for the sake of `position`, and marks [B, *shape] of the neurons whose tighter interval could
-    tighten some relaxation; None if nothing asks.
+    tighten some relaxation that counts, as `Graph.relevant` says; None if nothing asks.
 
     That is the node itself or its origin: copies are bounded once, and interval arithmetic loses nothing on the way
     back, for each is a function of one element. No line through an operator says more of its range.
     """
     mask = refinable(graph, position, bounds)
+    if mask is not None and position in relevant:
+        mask = mask & relevant[position]
     origin = graph.origin(position)
     if mask is None or origin is None:
         return None if mask is None else (position, mask)

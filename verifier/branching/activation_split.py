@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from verifier.bounds.crown import OutOfTime
+from verifier.bounds.backward import OutOfTime
 from verifier.bounds.final import AscentOptions
 from verifier.branching.bounded import Bounded
 from verifier.branching.bounding import Bounder

@@ -32,7 +32,7 @@ class BoundOptions:
     `forward` has forward functions of the inputs that vary in place of backward passes, where these are few (FEW),
     `linear` uses linear bounds at all, `ascent` optimises the final pass, `gaps` measures every neuron's part in
     the looseness and hands the optimised parameters down, as splitting neurons needs. `memory` is in bytes; after
-    `deadline` (of `time.monotonic`) OutOfTime is raised."""
+    `deadline` (of `time.monotonic`) OutOfTime is raised, after `patience` neurons keep what intervals say of them."""
 
     refine: bool = True
     inherit: bool = False
@@ -42,6 +42,7 @@ class BoundOptions:
     gaps: bool = False
     memory: int = 1 << 30
     deadline: float = math.inf
+    patience: float = math.inf
 
 
 FEW = 8
@@ -202,7 +203,7 @@ class Bounder:
         if few is not None:
             return sets, forward_bounds(graph, sets, known, few=few)[0], empty
         refine = options.refine and options.linear
-        effort = Effort(refine, options.inherit, memory=options.memory, deadline=options.deadline)
+        effort = Effort(refine, options.inherit, True, options.memory, options.deadline, options.patience)
         return sets, inner_bounds(graph, sets, below, known, effort=effort), empty
 
     def _final(self, domains: Domains, dtype: torch.dtype) -> tuple[FinalPass, _Packed, Tensor]:

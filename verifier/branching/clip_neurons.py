@@ -11,13 +11,14 @@ neurons: often so tight that the next bound is positive, which saves the whole t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from verifier.bounds.backward import backward
+from verifier.bounds.backward import PassOptions, backward
 from verifier.bounds.crown import Effort, Relaxations, inner_bounds
 from verifier.bounds.rows import refinable, select
 from verifier.graph import Graph, Interval
@@ -128,29 +129,42 @@ def constrained(q: Tensor, middle: Tensor, p: Tensor, level: Tensor) -> tuple[Te
     return middle + factor * level - moved.abs_().sum(-1, dtype=torch.float64), factor
 
 
+@dataclass(frozen=True)
+class PlaneLimits:
+    """How many numbers the matrix of the forms may have; after `deadline` (of `time.monotonic`) OutOfTime is raised."""
+
+    numbers: int
+    deadline: float = math.inf
+
+
 def neuron_planes(
-    graph: Graph, box: Box, nodes: Sequence[int], target: int, known: Mapping[int, Interval], limit: int
+    graph: Graph,
+    box: Box,
+    nodes: Sequence[int],
+    target: int,
+    known: Mapping[int, Interval],
+    limits: PlaneLimits,
 ) -> NeuronPlanes | None:
     """The forms of all undecided neurons of `nodes` for one box (batch 1) by the usual relaxations; None where there
-    are none or the matrix would have more than `limit` numbers. `known` encloses the nodes, [1, *shape]."""
+    are none or the matrix would be too large. `known` encloses the nodes, [1, *shape]."""
     bounds = inner_bounds(graph, [box], [target], known, effort=Effort(refine=False))
     masks = {i: mask for i in nodes if (mask := refinable(graph, i, bounds)) is not None}
     chosen = {i: select(mask, graph.nodes[i].shape) for i, mask in masks.items()}
     selections = {i: selection for i, selection in chosen.items() if selection is not None}
     columns = {i: selection.index[0] for i, selection in selections.items()}
     inputs = graph.nodes[graph.inputs[0]].numel
-    if not columns or 2 * inputs * sum(len(c) for c in columns.values()) > limit:
+    if not columns or 2 * inputs * sum(len(c) for c in columns.values()) > limits.numbers:
         return None
     ends = box.box().map(lambda t: t.flatten())
     center = (ends.lower + ends.upper) / 2
     radius = torch.maximum(ends.upper - center, center - ends.lower)
-    lines = Relaxations(graph, bounds, None)
+    lines, how = Relaxations(graph, bounds, None), PassOptions(deadline=limits.deadline)
     matrices, middles, reaches = [], [], []
     for i, selection in selections.items():
         step = max(1, (1 << 22) // max(graph.nodes[j].numel for j in graph.ancestors(i)))
         for first in range(0, len(columns[i]), step):
             rows = selection.rows(ends.lower, first, first + step)
-            found = backward(graph, {i: rows}, lines.of(i, slice(None)), bounds)
+            found = backward(graph, {i: rows}, lines.of(i, slice(None)), bounds, how)
             plane = found.coefficients[graph.inputs[0]][0].flatten(1)
             constant = found.constant[0] if found.error is None else found.constant[0] - found.error[0]
             constant, exact = constant.double().expand(len(plane)), plane.double()

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from verifier.bounds.alpha import AlphaOptions, Optimised, optimise
 from verifier.bounds.ascent import Leaves
+from verifier.bounds.backward import OutOfTime
 from verifier.bounds.condense import condense, multiplications
-from verifier.bounds.crown import Effort, OutOfTime, inner_bounds
+from verifier.bounds.crown import Effort, inner_bounds
 from verifier.bounds.cuts import Cuts
 from verifier.bounds.interval import Bounds
 from verifier.bounds.joint import Final, JointOptions, joint_cuts
 from verifier.branching.bounding import Bounder
-from verifier.branching.clip_neurons import NeuronPlanes, neuron_planes
+from verifier.branching.clip_neurons import NeuronPlanes, PlaneLimits, neuron_planes
 from verifier.branching.domains import Domains
 from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.coefficients import Rows
@@ -54,7 +55,7 @@ def root(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) ->
         closed = min([closed, *found.disjunct[found.refuted & part.open].clamp(min=0).tolist()])
         left = (~found.refuted.all(1)).nonzero()[:, 0]
         known = bounder.known(found)
-        part = replace(part, open=part.open & ~found.refuted).index(left)
+        part = replace(part, open=part.open & ~found.refuted, bound=found.score).index(left)
         if len(left) and options.iterations:
             bounds = {i: b.expand(len(rows)).index(left) for i, b in found.bounds.items()}
             best = _optimised(bounder, part, bounds, options)
@@ -136,7 +137,8 @@ def root_planes(bounder: Bounder, start: Domains, limit: int) -> NeuronPlanes | 
         for i, b in bounder.facts.enclosures.items()
     }
     graph, nodes = bounder.graph, bounder.split_nodes
-    return neuron_planes(graph, Box(box.lower, box.upper), nodes, bounder.target, known, limit)
+    limits = PlaneLimits(limit, bounder.options.deadline)
+    return neuron_planes(graph, Box(box.lower, box.upper), nodes, bounder.target, known, limits)
 
 
 def _next_to_input(bounder: Bounder) -> int | None:

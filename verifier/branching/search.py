@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from verifier.bounds.crown import OutOfTime
+from verifier.bounds.backward import OutOfTime
 from verifier.branching.bounded import Bounded
 from verifier.branching.bounding import Bounder
 from verifier.branching.clip import clip

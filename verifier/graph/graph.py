@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from verifier.graph.op import Affine, Constant, Input, Op, Shape, Univariate
+from verifier.graph.op import Affine, Constant, Elementwise, Input, Op, Shape, Transposed, Univariate
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,46 @@ class Graph:
         if below is None:
             return Origin(source, index, sign)
         return Origin(below.node, below.index[index], below.sign[index] * sign)
+
+    @cached_property
+    def _relevant(self) -> dict[frozenset[int], dict[int, Tensor]]:
+        return {}
+
+    def relevant(self, targets: Iterable[int]) -> Mapping[int, Tensor]:
+        """Which elements of the nodes below `targets` these depend on, boolean [*shape], by what the operators connect;
+        nodes all of whose elements count are left out.
+
+        For choosing what to look at, not for proofs: a weight so small that it is flushed to zero connects nothing.
+        """
+        chosen = frozenset(targets)
+        if chosen not in self._relevant:
+            self._relevant[chosen] = self._find_relevant(chosen)
+        return self._relevant[chosen]
+
+    def _find_relevant(self, targets: frozenset[int]) -> dict[int, Tensor]:
+        marks: dict[int, Tensor | None] = dict.fromkeys(targets)  # None: all of them
+        for i in range(max(targets, default=-1), -1, -1):
+            if i not in marks:
+                continue
+            node, mark = self.nodes[i], marks[i]
+            for k, j in enumerate(node.inputs):
+                below = self._connected(node, k, mark)
+                if j in marks:
+                    met = marks[j]
+                    below = None if below is None or met is None else below | met
+                marks[j] = below
+        return {i: m for i, m in marks.items() if m is not None and not bool(m.all())}
+
+    def _connected(self, node: Node, index: int, mark: Tensor | None) -> Tensor | None:
+        """The elements of an argument that the marked elements of a node read; None for all."""
+        op, shapes = node.op, tuple(self.nodes[j].shape for j in node.inputs)
+        if isinstance(op, Elementwise):
+            return mark
+        if not isinstance(op, Affine) or (mark is None and not op.exact):
+            return None  # only what moves elements leaves some out on purpose
+        like = torch.ones(node.shape, dtype=self.dtype, device=self.device)
+        marked = like if mark is None else mark.to(like)
+        return Transposed(op, index, shapes).absolute(marked.unsqueeze(0))[0].detach() > 0
 
     @cached_property
     def variable(self) -> tuple[bool, ...]:
