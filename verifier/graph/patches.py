@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from verifier.graph.coefficients import Coefficients, Dense, Rows, roundings, su
 
 WIDE = 0.5
 """From this part of a map on, a window costs more than the map does dense."""
+SHIFTS = 64
+"""Sums of windows that lie apart by more different distances than this are dense."""
 
 
 class Grid(NamedTuple):
@@ -143,6 +146,35 @@ class Patches(Coefficients):
         )
         return Patches(values, self.cell, grid, map, shape)
 
+    def gathered(
+        self,
+        taps: Taps,
+        map: tuple[int, int, int],
+        shape: tuple[int, ...],
+        contract: Callable[[Tensor], Tensor],
+    ) -> Patches:
+        """The windows over a smaller `map` whose places each spread to several of this one, as transposed convolutions
+        and upsampling do. `contract` takes [N, C, *size] to [N, *, *counts], the sums over the taps of consecutive
+        places, of which the first has its first tap at the first element."""
+        corner, front, counts = [], [], []
+        for d, first in enumerate(self.corners()):
+            # The first place with a tap in the window or after its corner.
+            reach = first + taps.before[d] - taps.extent[d] + taps.step[d]
+            place = torch.div(reach, taps.step[d], rounding_mode="floor")
+            corner.append(place)
+            front.append(first + taps.before[d] - place * taps.step[d])
+            counts.append(int(front[d].amax() + self.kernel[d] - 1) // taps.step[d] + 1)
+        size = [(n - 1) * s + e for n, s, e in zip(counts, taps.step, taps.extent, strict=True)]
+        values = _shifted(self.values, (front[0], front[1]), (size[0], size[1]))
+        values = contract(values.flatten(0, 1)).unflatten(0, values.shape[:2])
+        return _placed(values, (corner[0], corner[1]), map, shape)
+
+    def corners(self) -> tuple[Tensor, Tensor]:
+        """Where every row's window begins, int64 [B or 1, R] along both dimensions."""
+        index = (self.cell // self.grid.counts[1], self.cell % self.grid.counts[1])
+        down, across = (i * n + s for i, n, s in zip(index, self.grid.step, self.grid.start, strict=True))
+        return down, across
+
     @property
     def roundings(self) -> int:
         return roundings(self.map[0] * self.kernel[0] * self.kernel[1])
@@ -154,8 +186,10 @@ class Patches(Coefficients):
     def add(self, other: Coefficients) -> Coefficients:
         if isinstance(other, Rows):
             other = single(other, self.map)
-        if not isinstance(other, Patches) or not self._aligned(other):
+        if not isinstance(other, Patches) or self.map != other.map:
             return super().add(other)
+        if not self._aligned(other):
+            return self._add_apart(other)
         first, second = self.grid.start, other.grid.start
         start = (min(first[0], second[0]), min(first[1], second[1]))
         ends = [max(first[d] + self.kernel[d], second[d] + other.kernel[d]) for d in (0, 1)]
@@ -170,10 +204,66 @@ class Patches(Coefficients):
         total = padded(self) + padded(other)
         return replace(self, values=total, grid=self.grid._replace(start=start)).narrowed()
 
+    def _add_apart(self, other: Patches) -> Coefficients:
+        """The sum in windows that hold both, where those are small and lie apart by few different distances."""
+        pairs = list(zip(self.corners(), other.corners(), strict=True))
+        corner = [torch.minimum(a, b) for a, b in pairs]
+        fronts = [[p[k] - c for p, c in zip(pairs, corner, strict=True)] for k in (0, 1)]
+        windows = (self, other)
+        size = [
+            max(int(f[d].amax()) + w.kernel[d] for f, w in zip(fronts, windows, strict=True)) for d in (0, 1)
+        ]
+        apart = len(torch.unique(fronts[0][0] * self.map[2] + fronts[0][1]))
+        if apart > SHIFTS or wide((size[0], size[1]), self.map):
+            return super().add(other)
+        first, second = (
+            _shifted(w.inside(), (f[0], f[1]), (size[0], size[1]))
+            for f, w in zip(fronts, windows, strict=True)
+        )
+        return _placed(first + second, (corner[0], corner[1]), self.map, self.shape)
+
     def _aligned(self, other: Patches) -> bool:
         """Whether the windows of both differ by the same shift in every row."""
         same = self.map == other.map and self.grid[:2] == other.grid[:2]
         return same and (self.cell is other.cell or torch.equal(self.cell, other.cell))
+
+
+class Taps(NamedTuple):
+    """Place i of a small map spreads to `extent` places of a large one, the first of them i * `step` - `before`."""
+
+    step: tuple[int, int]
+    extent: tuple[int, int]
+    before: tuple[int, int]
+
+
+def _shifted(values: Tensor, front: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
+    """Windows [B, R, C, kh, kw] in larger ones of `size`, behind `front` [B or 1, R] zeros (cut where negative) along
+    each dimension; rows that have as many are treated together."""
+    kernel = (values.shape[3], values.shape[4])
+    own = front[0].shape[0] > 1  # then rows of different instances differ
+    batch = values.shape[0] if values.shape[0] > 1 else front[0].shape[0]
+    flat = values.expand(batch, *values.shape[1:]).flatten(0, 1).unsqueeze(0) if own else values
+    pairs = torch.stack([f.flatten() for f in front], 1)
+    kinds, which = torch.unique(pairs, dim=0, return_inverse=True)
+    parts, order = [], []
+    for k, (down, across) in enumerate(kinds.tolist()):
+        rows = (which == k).nonzero()[:, 0]
+        part = flat if len(kinds) == 1 else flat.index_select(1, rows)
+        pads = [across, size[1] - across - kernel[1], down, size[0] - down - kernel[0]]
+        parts.append(functional.pad(part, pads))
+        order.append(rows)
+    result = parts[0] if len(parts) == 1 else torch.cat(parts, 1).index_select(1, torch.cat(order).argsort())
+    return result.view(batch, -1, *result.shape[2:]) if own else result
+
+
+def _placed(
+    values: Tensor, corner: tuple[Tensor, Tensor], map: tuple[int, int, int], shape: tuple[int, ...]
+) -> Patches:
+    """Windows [B, R, C, kh, kw] that begin anywhere: at `corner` [B or 1, R]."""
+    start = (int(corner[0].amin()), int(corner[1].amin()))
+    counts = (int(corner[0].amax()) - start[0] + 1, int(corner[1].amax()) - start[1] + 1)
+    cell = (corner[0] - start[0]) * counts[1] + corner[1] - start[1]
+    return Patches(values, cell, Grid(counts, (1, 1), start), map, shape)
 
 
 class _Pick(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch.nn import functional
 from verifier.graph import Affine, Builder, Value
 from verifier.graph.coefficients import Coefficients, Dense, Diagonal, Rows
 from verifier.graph.op import Shape, Transposed
-from verifier.graph.patches import Grid, Patches, wide
+from verifier.graph.patches import Grid, Patches, Taps, image_of, single, wide
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
@@ -335,6 +335,24 @@ class ConvTranspose(Affine):
 
     def uncertainty(self, *shapes: Shape) -> Tensor | None:
         return _per_channel(self.doubt, self.output_shape(*shapes))
+
+    def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
+        """Windows stay windows: their transpose is a convolution of each."""
+        result = self.output_shape(*shapes)
+        if isinstance(coefficients, Rows) and (image := image_of(result)) is not None:
+            coefficients = single(coefficients, image)
+        map = image_of(shapes[0])
+        if not isinstance(coefficients, Patches) or not coefficients.natural or map is None:
+            return super().backward(coefficients, index, *shapes)
+        w = self.window.planar
+        step, extent, before = ((n[0], n[1]) for n in (w.stride, w.extent, w.before))
+        kernel = self.weight.view(*self.weight.shape[:2], *w.kernel)
+
+        def convolve(x: Tensor) -> Tensor:
+            return functional.conv2d(x, kernel, None, w.stride, 0, w.dilation, self.groups)
+
+        inside = coefficients.with_values(coefficients.inside().flatten(2))
+        return inside.gathered(Taps(step, extent, before), map, shapes[0], convolve).narrowed()
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         w = self.window

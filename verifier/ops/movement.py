@@ -14,7 +14,7 @@ from torch import Tensor
 from verifier.graph import Affine, Builder, Value
 from verifier.graph.coefficients import Coefficients, Dense, Diagonal, Factored, Rows
 from verifier.graph.op import Shape
-from verifier.graph.patches import Patches, image_of
+from verifier.graph.patches import Patches, Taps, image_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +151,29 @@ class Take(Affine):
                 channels, image, step, start = lattice
                 whole = coefficients.among(channels, image[0])
                 return whole.spread(image, step, start, shapes[0]).narrowed()
+            factor = _upsampling(self.index, coefficients.map, shapes[0])
+            if factor is not None:
+                taps, image = Taps(factor, factor, (0, 0)), image_of(shapes[0]) or coefficients.map
+                small = coefficients.gathered(taps, image, shapes[0], lambda t: sum_pool(t, factor))
+                return small.narrowed()
         return super().backward(coefficients, index, *shapes)
+
+
+def sum_pool(x: Tensor, factor: tuple[int, int]) -> Tensor:
+    """The sums over blocks of `factor` elements of x [N, C, H, W]."""
+    return torch.nn.functional.avg_pool2d(x, factor, divisor_override=1)
+
+
+def _upsampling(index: Tensor, map: tuple[int, int, int], shape: Shape) -> tuple[int, int] | None:
+    """By which factors `map` (C, H, W) is an image of `shape` with every element repeated, as nearest upsampling does;
+    None where it is not."""
+    image = image_of(shape)
+    if image is None or image[0] != map[0] or map[1] % image[1] or map[2] % image[2]:
+        return None
+    factor = (map[1] // image[1], map[2] // image[2])
+    places = torch.arange(math.prod(image), device=index.device).view(image)
+    wanted = places.repeat_interleave(factor[0], 1).repeat_interleave(factor[1], 2)
+    return factor if torch.equal(index, wanted.flatten()) else None
 
 
 def _lattice(
@@ -247,6 +269,27 @@ class Pad(Affine):
 
     def fan_out(self, *shapes: Shape) -> int:
         return 1
+
+    def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
+        """Windows over an image that is padded are windows over the image."""
+        if (
+            isinstance(coefficients, Patches)
+            and coefficients.natural
+            and not any(self.before[:2] + self.after[:2])
+        ):
+            grid, image = coefficients.grid, image_of(shapes[0])
+            before = self.before[2:] if len(shapes[0]) == 4 else (0, *self.before[2:])
+            if image is not None:
+                start = (grid.start[0] - before[0], grid.start[1] - before[1])
+                whole = replace(
+                    coefficients,
+                    values=coefficients.inside(),
+                    grid=grid._replace(start=start),
+                    map=image,
+                    shape=shapes[0],
+                )
+                return whole.narrowed()
+        return super().backward(coefficients, index, *shapes)
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         pads = [-n for b, a in zip(reversed(self.before), reversed(self.after), strict=True) for n in (b, a)]
