@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.alpha import AlphaOptions, optimise
+from verifier.bounds.backward import PassOptions, backward
 from verifier.bounds.crown import Effort, Relaxations, inner_bounds, neuron_bounds
 from verifier.bounds.interval import interval_bounds
 from verifier.bounds.rows import Selection, refinable
 from verifier.graph import Builder, Elementwise, Graph, Interval, Value, patches
-from verifier.graph.coefficients import Coefficients, Dense, Rows, contract, identity
+from verifier.graph.coefficients import Coefficients, Dense, Rows, Several, contract, identity
 from verifier.graph.patches import Grid, Patches
 from verifier.ops.arithmetic import add, scale_shift
 from verifier.ops.average_pool import average_pool
@@ -276,3 +277,49 @@ def test_sums(batch: int) -> None:
     for total in (rows.add(unit), unit.add(rows)):
         assert isinstance(total, Patches)
         assert torch.allclose(total.dense(), rows.dense() + unit.dense())
+    apart = Patches(q.values, (q.cell + 1) % 12, q.grid, q.map, q.shape)
+    total = Patches(p.values[..., :2, :2], p.cell, p.grid, p.map, p.shape).add(apart)
+    assert torch.allclose(
+        total.dense(), Patches(p.values[..., :2, :2], p.cell, p.grid, p.map, p.shape).dense() + apart.dense()
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_few_entries_are_kept_apart(batch: int) -> None:
+    """Rows of a difference of two elements, one of them perhaps the same."""
+    shape = (1, 2, 6, 7)
+    first, second, third = (
+        Rows(torch.randint(84, (batch, 9), generator=GENERATOR), randn(batch, 9), shape) for _ in range(3)
+    )
+    second = Rows(torch.where(second.index % 2 == 0, first.index, second.index), second.scale, shape)
+    total = first.add(second).add(third)
+    assert isinstance(total, Several)
+    dense = first.dense() + second.dense() + third.dense()
+    assert torch.allclose(total.dense(), dense)
+    x = randn(batch, *shape)
+    assert torch.allclose(total.multiply(x).dense(), dense * x.unsqueeze(1))
+    assert torch.allclose(total.contract(x), contract(dense, x))
+    assert bool((total.contract(x.abs(), absolute=True) >= contract(dense.abs(), x.abs()) - 1e-12).all())
+
+
+def test_differences_of_channels_stay_windows() -> None:
+    GENERATOR.manual_seed(0)
+    b = Builder()
+    h = relu(b, conv(b, reshape(b, b.input("x", (588,)), (1, 3, 14, 14)), 4))
+    h = conv(b, h, 2)
+    h = add(b, take(b, h, lambda t: t[0, 0]), scale_shift(b, take(b, h, lambda t: t[0, 1]), -1.0))
+    graph = b.graph(reshape(b, h, (-1,)))
+    ones = torch.ones(1, 196, dtype=torch.float64)
+    rows = Rows(torch.arange(196).unsqueeze(0), ones, (196,))
+    inputs = box(1)
+    bounds = inner_bounds(graph, [inputs], graph.outputs)
+    lines = Relaxations(graph, bounds, None).of(graph.outputs[0], slice(None))
+    found = [
+        backward(graph, {graph.outputs[0]: start}, lines, bounds, PassOptions(windows=True))
+        for start in (rows, Dense(rows.dense()))
+    ]
+    assert found[0].patches
+    assert not found[1].patches
+    lows = [f.minimum(graph, [inputs]) for f in found]
+    assert torch.allclose(*lows, rtol=1e-10)
+    assert found[0].widest < found[1].widest / 4

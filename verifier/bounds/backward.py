@@ -13,8 +13,8 @@ from torch import Tensor
 
 from verifier.bounds.lines import keeps_factors, sane, through, through_error
 from verifier.graph import Affine, Elementwise, Graph, Interval, Relaxation
-from verifier.graph.coefficients import Coefficients, Dense, Factored, Rows
-from verifier.graph.op import Constant, Input, negligible
+from verifier.graph.coefficients import Coefficients, Dense, Factored, Rows, Several
+from verifier.graph.op import Constant, Input, Shape, negligible
 from verifier.graph.patches import Patches, image_of, single
 from verifier.sets import InputSet
 
@@ -152,8 +152,10 @@ def backward(
                 constant, spread, steps = constant + part, spread + part.abs(), steps + 1
             if rounding:
                 error = error + _affine_error(graph, position, coefficients, offset, sizes)
-            parts = [node.op.backward(coefficients, k, *shapes) for k in range(len(node.inputs))]
+            parts = [_pulled(node.op, coefficients, k, shapes) for k in range(len(node.inputs))]
         elif isinstance(node.op, Elementwise):
+            if isinstance(coefficients, Several) and (image := image_of(node.shape)) is not None:
+                coefficients = _total([single(part, image) for part in coefficients.parts])
             if isinstance(coefficients, Rows) and (image := image_of(node.shape)) is not None:
                 coefficients = single(coefficients, image).narrowed()
             relaxation = relaxations[position] if finite else sane(relaxations[position])
@@ -188,6 +190,22 @@ def backward(
     if isinstance(error, Tensor) and isinstance(spread, Tensor):
         error = error + steps * torch.finfo(spread.dtype).eps * spread
     return LinearBound(inputs, constant, error if isinstance(error, Tensor) else None, patches, widest)
+
+
+def _pulled(op: Affine, coefficients: Coefficients, index: int, shapes: Sequence[Shape]) -> Coefficients:
+    """`op.backward`, of several entries a row one after the other where they stay structured."""
+    if isinstance(coefficients, Several):
+        first = op.backward(coefficients.parts[0], index, *shapes)
+        if not isinstance(first, Dense):
+            return _total([first, *[op.backward(p, index, *shapes) for p in coefficients.parts[1:]]])
+    return op.backward(coefficients, index, *shapes)
+
+
+def _total(parts: Sequence[Coefficients]) -> Coefficients:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total.add(part)
+    return total
 
 
 class _Sizes:
@@ -230,6 +248,8 @@ def _affine_error(
     shapes = [graph.nodes[j].shape for j in node.inputs]
     assert isinstance(node.op, Affine)
     units = node.op.fan_out(*shapes)
+    if isinstance(coefficients, Several) and not node.op.exact:
+        units += len(coefficients.parts)  # whose products are added afterwards
     doubt = node.op.uncertainty(*shapes)
     if node.op.exact and units <= 1 and offset is None and doubt is None:
         return 0.0

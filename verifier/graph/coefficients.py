@@ -89,7 +89,7 @@ class Rows(Coefficients):
         flat.scatter_(2, self.index.unsqueeze(2), self.scale.expand(batch, rows).unsqueeze(2))
         return flat.view(batch, rows, *self.shape)
 
-    def multiply(self, factor: Tensor) -> Coefficients:
+    def multiply(self, factor: Tensor) -> Rows:
         flat = factor.reshape(factor.shape[0], -1)
         batch = max(flat.shape[0], self.index.shape[0])
         index = self.index.expand(batch, -1)
@@ -104,8 +104,40 @@ class Rows(Coefficients):
 
     def add(self, other: Coefficients) -> Coefficients:
         """Kinds defined elsewhere know how to take single entries in."""
-        known = isinstance(other, (Dense, Rows, Diagonal))
+        if isinstance(other, Rows):
+            return Several((self, other))
+        known = isinstance(other, (Dense, Diagonal))
         return super().add(other) if known else other.add(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Several(Coefficients):
+    """The sum of a few coefficients of single entries, kept apart: differences of elements are such. Operators may
+    take it part by part."""
+
+    parts: tuple[Rows, ...]
+
+    @property
+    def roundings(self) -> int:
+        return len(self.parts)
+
+    def dense(self) -> Tensor:
+        total = self.parts[0].dense()
+        for part in self.parts[1:]:
+            total = total + part.dense()
+        return total
+
+    def multiply(self, factor: Tensor) -> Coefficients:
+        return Several(tuple(p.multiply(factor) for p in self.parts))
+
+    def contract(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """Of absolute values: of those of the parts, which is no less."""
+        return torch.stack(torch.broadcast_tensors(*[p.contract(x, absolute) for p in self.parts])).sum(0)
+
+    def add(self, other: Coefficients) -> Coefficients:
+        if isinstance(other, Rows) and len(self.parts) < FEW:
+            return Several((*self.parts, other))
+        return super().add(other)
 
 
 @dataclass(frozen=True, eq=False)
