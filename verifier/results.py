@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +112,13 @@ class Progress:
     worst_bound: float | None = None  # the best proved lower bound of the worst margin
     best_attack_margin: float | None = None  # the smallest margin that an attack has reached
     seconds: float = 0.0
+
+    def after(self, last: Progress) -> Progress:
+        """With the bound and the margin of the snapshot before, where this one has none: attack and search each know
+        one of them, and both stay true."""
+        bound = last.worst_bound if self.worst_bound is None else self.worst_bound
+        margin = last.best_attack_margin if self.best_attack_margin is None else self.best_attack_margin
+        return replace(self, worst_bound=bound, best_attack_margin=margin)
 
 
 @dataclass(frozen=True)

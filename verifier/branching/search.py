@@ -92,6 +92,7 @@ class Search:
     def run(self, until: float = math.inf) -> Outcome | None:
         """Until everything is refuted, a counterexample is confirmed, or a limit is reached; None when the time
         `until` (of `time.monotonic`) comes first, after which the search can go on."""
+        self._report()
         while len(self._store):
             now = time.monotonic()
             if now > self._options.deadline:
@@ -188,11 +189,12 @@ class Search:
 
     def _report(self) -> None:
         if self._progress is not None:
+            bound = self._bound()
             self._progress(
                 Progress(
                     domains_done=self.domains,
                     domains_open=len(self._store),
-                    worst_bound=self._bound(),
+                    worst_bound=bound if math.isfinite(bound) else None,
                     seconds=time.monotonic() - self._began,
                 )
             )

@@ -129,8 +129,8 @@ def _inline(job: Job, on_progress: ProgressCallback) -> Outcome:
 
     def remember(p: Progress) -> None:
         nonlocal last
-        last = p
-        on_progress(p)
+        last = p.after(last)
+        on_progress(last)
 
     try:
         return Outcome(Ending.ANSWERED, job(remember))
@@ -144,7 +144,7 @@ def _follow(source: int, deadline: float, on_progress: ProgressCallback) -> Outc
         for kind, value in _messages(source, deadline):
             if kind == "answer":
                 return Outcome(Ending.ANSWERED, Answer(**value), last)
-            last = Progress(**value)
+            last = Progress(**value).after(last)
             on_progress(last)
     except TimeoutError:
         return Outcome(Ending.TIME, progress=last)
