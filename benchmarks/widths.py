@@ -36,7 +36,7 @@ from verifier.transforms.composites import write_out
 from verifier.transforms.fuse import fuse
 from verifier.transforms.prepare import prepare
 
-RADII = (0.02, 0.04, 0.06)
+RADII = (0.03, 0.05)
 DIGITS = Path(__file__).parent.parent / "tests" / "data" / "digits_test.npz"
 GRID = 129
 """Points per interval at which fixed lines are compared with the function."""

@@ -54,7 +54,7 @@ def test_optimised_bounds_are_narrower() -> None:
 @pytest.mark.full
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--images", "1", "--iterations", "20"])
-    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if "| 0.04 |" in line]
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if "| 0.05 |" in line]
     assert len(lines) == 6 and all(float(cells[7]) <= 0.9 for cells in lines)
 
 

@@ -17,7 +17,7 @@ from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.clip import clip
 from verifier.branching.domains import Domains, Store
 from verifier.branching.input_split import InputBrancher, sensitivities
-from verifier.branching.parts import Side, cuts_at, one_part
+from verifier.branching.parts import Side, cuts_at, one_part, points_at
 from verifier.branching.root import by_disjunct, root_cuts, root_planes
 from verifier.branching.search import Search, SearchOptions
 from verifier.graph import Builder, Graph, Interval
@@ -26,6 +26,7 @@ from verifier.ops.arithmetic import add
 from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import clip as clip_values
 from verifier.ops.piecewise_linear import leaky_relu, relu
+from verifier.ops.sigmoid import tanh
 from verifier.results import Counterexample, Reason, Status
 from verifier.sets import Box
 from verifier.specs.compile import Compiled
@@ -34,6 +35,7 @@ ACTIVATIONS = {
     "relu": relu,
     "leaky": lambda b, x: leaky_relu(b, x, 0.1),
     "clip": lambda b, x: clip_values(b, x, -0.4, 0.6),
+    "tanh": tanh,
 }
 
 
@@ -423,14 +425,43 @@ def test_shortcuts_of_the_first_layer_are_bounds_of_the_halves() -> None:
         node = bounder.split_nodes[0]
         places = (bounded.gaps[node] > 0).flatten().nonzero()[:, 0].unsqueeze(0)
         assert places.shape[1] > 2
-        score = brancher._shortcuts(domains, bounded, [node], places)[0]
+        points = points_at(bounder, bounded, [node], places)
+        score = brancher._shortcuts(domains, bounded, [node], places, points)[0]
         options = replace(bounder.options, ascent=AscentOptions(400, 0.2, 0.99), inherit=True, refine=False)
         for k, place in enumerate(places[0]):
-            cuts = cuts_at(bounder, bounded, [node], place.view(1))
+            cuts = cuts_at(bounder, bounded, [node], place.view(1), points[:, k])
             for high, side in enumerate((Side.LOW, Side.HIGH)):
                 half = one_part(bounder, domains, bounded, cuts, side)
                 best = bounder.with_options(options).bound(half).score
                 assert float(bounded.score) - 1e-9 <= float(score[k, high]) <= float(best) + 0.02
+
+
+@pytest.mark.parametrize("rule", ["table", "middle", "shortcut"])
+def test_points_lie_inside_and_the_shortcut_chooses_no_worse_ones(rule: str) -> None:
+    """By its own estimate; both halves are then proper parts of the whole."""
+    graph = network(4, "tanh")
+    problem = compiled(graph, [[[0, 1]]])
+    problem, domains, _ = by_disjunct(problem, start(problem))
+    bounder = Bounder(problem, torch.device("cpu"), torch.float64, BoundOptions(gaps=True))
+    with torch.no_grad():
+        bounder = bounder.with_facts(Facts(planes=root_planes(bounder, domains, 1 << 20)))
+        bounded = bounder.bound(domains)
+        domains = replace(domains, bound=bounded.score, warm=bounded.warm, known=bounder.known(bounded))
+        nodes = [i for i in bounder.split_nodes if i in bounded.gaps]
+        values, places = torch.cat([bounded.gaps[i].flatten(1) for i in nodes], 1).topk(4, dim=1)
+        heuristic = replace(HEURISTICS["bbps"], points=rule)
+        found = ActivationBrancher(bounder, heuristic)._points(domains, bounded, nodes, values, places, True)
+        usual = ActivationBrancher(bounder, replace(heuristic, points="table"))
+        other = usual._points(domains, bounded, nodes, values, places, True)
+        ends = [
+            torch.cat([t.flatten(1) for t in column], 1)
+            for column in zip(*(bounded.bounds[i] for i in nodes), strict=True)
+        ]
+        low, high = (t.gather(1, places) for t in ends)
+        assert bool(((found[0] > low) & (found[0] < high)).all())
+        assert found[1] is not None and other[1] is not None
+        if rule == "shortcut":
+            assert bool((found[1] >= other[1]).all())
 
 
 def test_a_counterexample_comes_without_a_bound() -> None:

@@ -14,7 +14,7 @@ from verifier.branching.bounded import Bounded
 from verifier.branching.bounding import Bounder
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher, halves
-from verifier.branching.parts import Side, all_parts, branching_points, cuts_at, one_part
+from verifier.branching.parts import Side, all_parts, cuts_at, one_part, points_at, spread_points
 from verifier.branching.scores import Argument, shortcut
 from verifier.graph import Interval
 
@@ -24,11 +24,15 @@ TRIALS, TRIAL_NUMBERS = 4096, 1 << 25
 """Halves bounded at a time when candidates are tried, and numbers in their enclosures, at most."""
 
 
+SHORTCUT = "shortcut"
+
+
 @dataclass(frozen=True)
 class Heuristic:
     """How to choose a neuron: of the `candidates` whose relaxations cost the bound most, the `shortcuts` that a linear
     shortcut estimates to gain most (all where it is None), and of these the one whose halves, both bounded for real
-    where `trials` says so, gain most. `points` names a rule of `points.RULES` for where to cut."""
+    where `trials` says so, gain most. `points` names a rule of `points.RULES` for where to cut; SHORTCUT has the linear
+    shortcut choose among the table's and others."""
 
     candidates: int
     shortcuts: int | None = None
@@ -72,13 +76,14 @@ class ActivationBrancher:
         parts: list[Domains] = []
         if bool(ready.any()):
             mine, part = domains.index(ready), bounded.index(ready)
-            best, gain = self._choose(mine, part, nodes, values[ready], places[ready])
+            best, points, gain = self._choose(mine, part, nodes, values[ready], places[ready])
             if self.inputs:
                 boxes, chosen = self._halved(mine, part, gain)
                 parts.append(boxes)
-                mine, part, best = mine.index(~chosen), part.index(~chosen), best[~chosen]
+                mine, part = mine.index(~chosen), part.index(~chosen)
+                best, points = best[~chosen], points[~chosen]
             if len(best):
-                parts.append(self._split(mine, part, nodes, best))
+                parts.append(self._split(mine, part, nodes, best, points))
         if not bool(ready.all()):
             boxes, unsplit = InputBrancher(self.bounder).branch(domains.index(~ready), bounded.index(~ready))
             parts.append(self.bounder.tightened(boxes))
@@ -99,14 +104,17 @@ class ActivationBrancher:
         at = rows * count + place[rows]
         return trial.index(torch.cat([at, at + len(copies)])), chosen
 
-    def _split(self, domains: Domains, bounded: Bounded, nodes: list[int], best: Tensor) -> Domains:
-        """All parts by the first of the neurons `best` [M, k] that leave no more parts than are free, or by one."""
+    def _split(
+        self, domains: Domains, bounded: Bounded, nodes: list[int], best: Tensor, points: Tensor
+    ) -> Domains:
+        """All parts by the first of the neurons `best` [M, k], cut at `points` [M, k], that leave no more parts than
+        are free, or by one."""
         for level in range(best.shape[1]):
             if level and 2 * len(domains) > self.free:
                 break
-            cuts = cuts_at(self.bounder, bounded, nodes, best[:, level], self.heuristic.points)
+            cuts = cuts_at(self.bounder, bounded, nodes, best[:, level], points[:, level])
             domains, rows = all_parts(self.bounder, domains, bounded, cuts)
-            bounded, best = bounded.index(rows), best[rows]
+            bounded, best, points = bounded.index(rows), best[rows], points[rows]
         return domains
 
     def _quick(self) -> Bounder:
@@ -118,19 +126,20 @@ class ActivationBrancher:
 
     def _choose(
         self, domains: Domains, bounded: Bounded, nodes: list[int], values: Tensor, places: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The places [M, k] of the best candidates in order, as many as all subdomains have, and what the best one
-        gains [M], where that is asked for."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The places [M, k] of the best candidates in order, as many as all subdomains have, where to cut them [M, k],
+        and what the best one gains [M], where that is asked for."""
         keep, wanted = self.heuristic.shortcuts, max(1, (self.free // len(places)).bit_length() - 1)
         count = min(wanted, int((values > 0).sum(1).amin()))
-        if keep is not None and keep < places.shape[1] and self.bounder.facts.planes is not None:
-            score = self._shortcuts(domains, bounded, nodes, places)
-            best = _gain(score, domains.bound, values).topk(max(keep, count), dim=1).indices
-            values, places = values.gather(1, best), places.gather(1, best)
+        few = keep is not None and keep < places.shape[1] and self.bounder.facts.planes is not None
+        points, score = self._points(domains, bounded, nodes, values, places, few)
+        if score is not None and few and keep is not None:
+            best = score.topk(max(keep, count), dim=1).indices
+            values, places, points = (t.gather(1, best) for t in (values, places, points))
         if not self.inputs and (places.shape[1] == 1 or not self.heuristic.trials):
-            return places[:, :count], domains.bound
+            return places[:, :count], points[:, :count], domains.bound
         if not self.heuristic.trials:
-            values, places = values[:, :count], places[:, :count]
+            values, places, points = (t[:, :count] for t in (values, places, points))
         quick = self._quick()
         numbers = sum(node.numel for node in self.bounder.graph.nodes)
         together = max(1, min(TRIALS, TRIAL_NUMBERS // numbers) // (2 * places.shape[1]))
@@ -138,11 +147,43 @@ class ActivationBrancher:
         for rows in torch.arange(len(domains), device=places.device).split(together):
             if time.monotonic() > self.bounder.options.deadline:
                 raise OutOfTime
-            part = domains.index(rows), bounded.index(rows)
-            gain, order = self._try(quick, *part, nodes, values[rows], places[rows]).topk(count, dim=1)
-            best.append(places[rows].gather(1, order))
+            candidates = values[rows], places[rows], points[rows]
+            gain, order = self._try(quick, domains.index(rows), bounded.index(rows), nodes, candidates).topk(
+                count, dim=1
+            )
+            best.append(order)
             gains.append(gain[:, 0])
-        return torch.cat(best), torch.cat(gains)
+        order = torch.cat(best)
+        return places.gather(1, order), points.gather(1, order), torch.cat(gains)
+
+    def _points(
+        self,
+        domains: Domains,
+        bounded: Bounded,
+        nodes: list[int],
+        values: Tensor,
+        places: Tensor,
+        asked: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Where to cut each candidate [M, K], and by the shortcut what that gains [M, K], where points are chosen by it
+        or that is `asked` for."""
+        choose = self.heuristic.points == SHORTCUT
+        rule = "table" if choose else self.heuristic.points
+        points = points_at(self.bounder, bounded, nodes, places, rule)
+        if self.bounder.facts.planes is None or not (choose or asked):
+            return points, None
+        options = points.unsqueeze(2)
+        if choose:
+            options = spread_points(self.bounder, bounded, nodes, places, points)
+            if bool((options == options[:, :, :1]).all()):
+                if not asked:
+                    return points, None
+                options = options[:, :, :1]
+        wide = options.shape[2]
+        many = [t.repeat_interleave(wide, 1) for t in (values, places)]
+        score = self._shortcuts(domains, bounded, nodes, many[1], options.flatten(1))
+        gain, best = _gain(score, domains.bound, many[0]).view(options.shape).max(2)
+        return options.gather(2, best.unsqueeze(2)).squeeze(2), gain
 
     def _try(
         self,
@@ -150,20 +191,22 @@ class ActivationBrancher:
         domains: Domains,
         bounded: Bounded,
         nodes: list[int],
-        values: Tensor,
-        places: Tensor,
+        candidates: tuple[Tensor, Tensor, Tensor],
     ) -> Tensor:
-        """What every candidate gains [m, K], by bounds of both halves."""
+        """What every candidate (gaps, places and points [m, K]) gains [m, K], by bounds of both halves."""
+        values, places, points = candidates
         count = places.shape[1]
         copies = torch.arange(len(domains), device=places.device).repeat_interleave(count)
         mine, whole = domains.index(copies), bounded.index(copies)
-        cuts = cuts_at(self.bounder, whole, nodes, places.flatten(), self.heuristic.points)
+        cuts = cuts_at(self.bounder, whole, nodes, places.flatten(), points.flatten())
         trial = [one_part(self.bounder, mine, whole, cuts, side) for side in (Side.LOW, Side.HIGH)]
         score = quick.estimate(Domains.cat(trial)).view(2, len(domains), count)
         return _gain(score.permute(1, 2, 0), domains.bound, values)
 
-    def _shortcuts(self, domains: Domains, bounded: Bounded, nodes: list[int], places: Tensor) -> Tensor:
-        """Estimated scores [M, K, 2] of both halves of every candidate."""
+    def _shortcuts(
+        self, domains: Domains, bounded: Bounded, nodes: list[int], places: Tensor, points: Tensor
+    ) -> Tensor:
+        """Estimated scores [M, K, 2] of both halves of every candidate, cut at `points` [M, K]."""
         bounder, planes = self.bounder, self.bounder.facts.planes
         assert planes is not None
         score = places.new_zeros(*places.shape, 2, dtype=torch.float64)
@@ -173,9 +216,7 @@ class ActivationBrancher:
             rows, k = ((places >= start) & (places < start + size)).nonzero(as_tuple=True)
             column = places[rows, k] - start
             ends = [t.flatten(1)[rows, column] for t in bounded.bounds[i].expand(len(domains))]
-            point = branching_points(bounder, i, bounded, len(domains), self.heuristic.points).flatten(1)[
-                rows, column
-            ]
+            point = points[rows, k]
             for high, half in enumerate((Interval(ends[0], point), Interval(point, ends[1]))):
                 argument = Argument(rows, column, half)
                 score[rows, k, high] = shortcut(

@@ -13,8 +13,11 @@ from verifier.branching.bounded import Bounded
 from verifier.branching.bounding import Bounder
 from verifier.branching.domains import Domains
 from verifier.branching.multipliers import add_multipliers, split_multipliers
-from verifier.branching.points import RULES
+from verifier.branching.points import RULES, movable
 from verifier.graph import Elementwise, Interval, Univariate
+
+PLACES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9)
+"""Parts of an enclosure to cut at: what a split gains often lies in closing one small part at once."""
 
 
 class Side(IntEnum):
@@ -46,20 +49,59 @@ class Cut:
 
 
 def cuts_at(
-    bounder: Bounder, bounded: Bounded, nodes: Sequence[int], places: Tensor, rule: str = "table"
+    bounder: Bounder, bounded: Bounded, nodes: Sequence[int], places: Tensor, points: Tensor
 ) -> list[Cut]:
-    """Cuts of the neurons at `places` [M] among all of `nodes`, at their branching points by a rule of
-    `points.RULES`, node by node."""
+    """Cuts of the neurons at `places` [M] among all of `nodes`, at `points` [M], node by node."""
     cuts, start = [], 0
     for i in nodes:
         size = bounder.graph.nodes[i].numel
         rows = ((places >= start) & (places < start + size)).nonzero()[:, 0]
         if len(rows):
-            column = places[rows] - start
-            point = branching_points(bounder, i, bounded, len(places), rule).flatten(1)[rows, column]
-            cuts.append(_cut(bounder, bounded, i, rows, column, point))
+            cuts.append(_cut(bounder, bounded, i, rows, places[rows] - start, points[rows]))
         start += size
     return cuts
+
+
+def points_at(
+    bounder: Bounder, bounded: Bounded, nodes: Sequence[int], places: Tensor, rule: str = "table"
+) -> Tensor:
+    """Where the neurons at `places` [M, K] among all of `nodes` are cut, by a rule of `points.RULES`: [M, K]."""
+    found = torch.zeros(places.shape, dtype=bounder.dtype, device=places.device)
+    start = 0
+    for i in nodes:
+        size = bounder.graph.nodes[i].numel
+        rows, k = ((places >= start) & (places < start + size)).nonzero(as_tuple=True)
+        if len(rows):
+            own = branching_points(bounder, i, bounded, len(places), rule).flatten(1)
+            found[rows, k] = own[rows, places[rows, k] - start]
+        start += size
+    return found
+
+
+def spread_points(
+    bounder: Bounder, bounded: Bounded, nodes: Sequence[int], places: Tensor, points: Tensor
+) -> Tensor:
+    """`points` [M, K] and others to choose from [M, K, P]: where smooth operators read the neuron, at PLACES of its
+    enclosure; elsewhere the same again."""
+    found = points.unsqueeze(2).repeat(1, 1, 1 + len(PLACES))
+    part = torch.tensor(PLACES, dtype=points.dtype, device=points.device)
+    start = 0
+    for i in nodes:
+        size = bounder.graph.nodes[i].numel
+        if _smooth(bounder, i):
+            rows, k = ((places >= start) & (places < start + size)).nonzero(as_tuple=True)
+            column = places[rows, k] - start
+            low, high = (t.flatten(1)[rows, column] for t in bounded.bounds[i].expand(len(places)))
+            found[rows, k, 1:] = low.unsqueeze(1) + part * (high - low).unsqueeze(1)
+        start += size
+    return found
+
+
+def _smooth(bounder: Bounder, node: int) -> bool:
+    """Whether all elementwise operators that read a node are of one argument and may be cut anywhere."""
+    graph = bounder.graph
+    readers = [graph.nodes[i].op for i in bounder.elementwise if node in graph.nodes[i].inputs]
+    return all(isinstance(op, Univariate) and movable(op) for op in readers)
 
 
 def branching_points(bounder: Bounder, node: int, bounded: Bounded, batch: int, rule: str) -> Tensor:

@@ -49,7 +49,12 @@ def table_point(op: Univariate, x: Interval) -> Tensor:
 
 def middle_point(op: Univariate, x: Interval) -> Tensor:
     """The middle, for operators that have a table; for others (kinks have to be cut at) their own rule."""
-    return x.center if key(op) in _tables() else op.branching_point(0, x)
+    return x.center if movable(op) else op.branching_point(0, x)
+
+
+def movable(op: Univariate) -> bool:
+    """Whether an operator has a table: others have to be cut at kinks, or are not known well enough."""
+    return key(op) in _tables()
 
 
 RULES: Mapping[str, Callable[[Univariate, Interval], Tensor]] = {"table": table_point, "middle": middle_point}
