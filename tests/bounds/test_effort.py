@@ -18,7 +18,9 @@ from verifier.bounds.interval import interval_bounds
 from verifier.graph import Builder, Graph
 from verifier.graph.coefficients import Rows
 from verifier.ops.convolution import Conv, Window
-from verifier.ops.movement import reshape, take
+from verifier.ops.linear import Linear
+from verifier.ops.matmul import matmul
+from verifier.ops.movement import permute, reshape, take
 from verifier.ops.piecewise_linear import relu
 from verifier.sets import Box
 
@@ -174,3 +176,25 @@ def test_an_optimisation_that_comes_too_late_changes_nothing(monkeypatch: pytest
     found = optimise(graph, [inputs], graph.outputs[0], rows(graph), options=AlphaOptions(iterations=3))
     assert torch.equal(found.lower, plain.lower)
     assert math.isfinite(float(found.lower.sum()))
+
+
+def test_enough_patience_leaves_nothing_out() -> None:
+    """Nodes below which nothing is relaxed have a share too: the first products of attention, say."""
+    builder = Builder()
+    generator = torch.Generator().manual_seed(2)
+    h = reshape(builder, builder.input("x", (24,)), (4, 6))
+    first, second = (
+        builder.add(Linear(torch.randn(6, 6, generator=generator, dtype=torch.float64)), h) for _ in range(2)
+    )
+    first = builder.add(Linear(torch.randn(6, 6, generator=generator, dtype=torch.float64)), first)
+    graph = builder.graph(
+        relu(builder, matmul(builder, relu(builder, first), permute(builder, second, (1, 0))))
+    )
+    inputs = box(0.1)
+    whole, patient = (
+        inner_bounds(graph, [inputs], graph.outputs, effort=effort)
+        for effort in (Effort(), Effort(patience=time.monotonic() + 3600))
+    )
+    for i, bound in whole.items():
+        assert torch.equal(bound.lower, patient[i].lower)
+        assert torch.equal(bound.upper, patient[i].upper)

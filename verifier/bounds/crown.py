@@ -207,7 +207,7 @@ class _Shares:
         for i in asked if math.isfinite(effort.patience) else ():
             rows = int(relevant[i].sum()) if i in relevant else graph.nodes[i].numel
             below = [graph.nodes[j] for j in graph.ancestors(i)]
-            self._left[i] = rows * sum(n.numel for n in below if isinstance(n.op, Elementwise))
+            self._left[i] = rows * sum(n.numel for n in below)
 
     def of(self, node: int) -> Effort:
         """The effort for one node; nodes come in order."""
