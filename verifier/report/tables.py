@@ -15,7 +15,7 @@ from verifier.report.columns import markdown
 from verifier.results import Reason, Status
 
 OPSETS = range(9, 24)
-_FILES = ("README.md", "docs/unsat.md", "docs/operators.md", "docs/command-line.md")
+_FILES = ("README.md", "docs/unsat.md", "docs/operators.md", "docs/command-line.md", "docs/models.md")
 _BLOCK = re.compile(r"(<!-- (?P<name>[a-z]+):begin -->\n).*?(<!-- (?P=name):end -->)", re.DOTALL)
 
 
@@ -82,12 +82,26 @@ def options() -> str:
     return markdown(("flag", "default in Python", ""), rows)
 
 
+def models() -> str:
+    """The reference models: equation, forms, and whose parameters they take."""
+    from verifier.models.catalogue import rows
+
+    return markdown(
+        ("class", "equation", "file", "forms", "layout of", "source"),
+        [
+            (f"`{name}`", f"`{equation}`", f"`{file}`", forms, layout, source)
+            for name, equation, file, forms, layout, source in rows()
+        ],
+    )
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
     "operators": operators,
     "aten": aten,
     "reasons": reasons,
     "verdicts": verdicts,
     "options": options,
+    "models": models,
 }
 
 

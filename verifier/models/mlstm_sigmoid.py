@@ -1,0 +1,39 @@
+"""C_t = f_t C_(t-1) + i_t k_t v_t^T, h_t = C_t^T q_t, with sigmoid gates f_t and i_t"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from verifier.models.layer import Form
+from verifier.models.mlstm_layer import MLSTMLayer
+from verifier.models.recurrence import decayed_attention
+
+
+class MLSTMSigmoid(MLSTMLayer):
+    """mLSTM with sigmoid input gates, which needs no stabiliser: [B, T, hidden_size] to the same.
+
+    `normalise` divides h_t by max(|n_t . q_t|, 1), n_t = f_t n_(t-1) + i_t k_t.
+    """
+
+    source = "Beck et al. 2025, arXiv 2503.14376"
+    layout = "mLSTMLayer of NX-AI/xlstm"
+
+    def __init__(
+        self, hidden_size: int, num_heads: int, normalise: bool = False, form: Form = "recurrent"
+    ) -> None:
+        super().__init__(form)
+        self.normalise = normalise
+        self.build(hidden_size, num_heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v, i, f = self.inputs(x)
+        if self.normalise:
+            v = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # the ones sum up n . q
+        log_decay, decay = functional.logsigmoid(f)[..., None], f.sigmoid()[..., None]
+        parallel = self.form == "parallel"
+        h = decayed_attention(q, k * i.sigmoid()[..., None], v, log_decay, parallel, decay)
+        if self.normalise:
+            h = h[..., :-1] / (h[..., -1:].abs().clamp(min=1.0) + 1e-6)
+        return self.outputs(x, h)
