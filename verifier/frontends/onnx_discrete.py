@@ -32,6 +32,27 @@ Evaluate = Callable[[list["np.ndarray | None"]], list[np.ndarray]]
 """Computes a node's results of its inputs."""
 
 
+def graphs(node: onnx.NodeProto) -> dict[str, onnx.GraphProto]:
+    """The graphs among a node's attributes."""
+    return {a.name: a.g for a in node.attribute if a.HasField("g")}
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """The values that a node or the graphs that it holds read."""
+    return [
+        *node.input,
+        *[name for graph in graphs(node).values() for name in sorted(free_names(graph), key=str)],
+    ]
+
+
+def free_names(graph: onnx.GraphProto) -> set[str]:
+    """The values that a graph reads from around it."""
+    inside = {t.name for t in graph.initializer} | {i.name for i in graph.input}
+    inside.update(o for node in graph.node for o in node.output)
+    read = {i for node in graph.node for i in reads(node)} | {o.name for o in graph.output}
+    return read - inside - {""}
+
+
 class Discrete:
     """`pending` names values that are functions of integers and have no node in the graph; `values` are the others'."""
 
@@ -49,6 +70,8 @@ class Discrete:
 
     def covers(self, node: onnx.NodeProto) -> bool:
         """Whether all that a node reads is constant or depends on integers, on few of them."""
+        if graphs(node):
+            return False
         roots = [self._roots(name) for name in node.input if name]
         known = [r for r in roots if r is not None]
         if len(known) < len(roots) or not any(known):
@@ -69,7 +92,7 @@ class Discrete:
         if value is not None and not self._builder.is_variable(value):
             return frozenset()
         maker = self._makers.get(name)
-        if maker is None:
+        if maker is None or graphs(maker):
             return None
         below = [self._roots(i) for i in maker.input if i]
         known = [r for r in below if r is not None]

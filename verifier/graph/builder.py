@@ -26,6 +26,7 @@ class Builder:
         self._inputs: list[int] = []
         self._variable: list[bool] = []
         self._names: set[str] = set()
+        self._copies: dict[str, int] = {}
         self._source: str = ""
 
     def at(self, source: str) -> Builder:
@@ -115,10 +116,11 @@ class Builder:
         return Value(len(self._nodes) - 1)
 
     def _unique(self, name: str) -> str:
-        unique, k = name, 1
+        unique, k = name, self._copies.get(name, 1)  # numbers below are taken, or were
         while unique in self._names:
             k += 1
             unique = f"{name}_{k}"
+        self._copies[name] = k
         self._names.add(unique)
         return unique
 

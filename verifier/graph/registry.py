@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from verifier.graph.builder import Builder, Value
+from verifier.graph.graph import Graph
+from verifier.graph.op import Shape
 
 
 class Unsupported(Exception):
@@ -20,10 +22,32 @@ class Unsupported(Exception):
 
 
 @dataclass(frozen=True)
+class Body:
+    """A subgraph as a graph of its own: its inputs are the formal ones that vary, in order, then one for each of
+    `captured`, values around it that it reads. Outputs may be constant."""
+
+    graph: Graph
+    captured: tuple[Value, ...]
+
+
+class Subgraph(Protocol):
+    """A graph that an ONNX node holds (the body of a loop, a branch), before it is converted."""
+
+    read: tuple[bool, ...]
+    """For each formal input whether anything reads it."""
+
+    def convert(self, arguments: Sequence[Shape | Tensor]) -> Body:
+        """Convert it for formal inputs of these shapes, or of these constant values. Raises Unsupported where
+        nodes inside are refused."""
+        ...
+
+
+@dataclass(frozen=True)
 class OnnxNode:
     """One ONNX node as a converter sees it; omitted optional inputs are None.
 
     `outputs` counts the outputs that the node declares, `used` holds the positions of those that something reads.
+    `subgraphs` holds the graphs among the attributes.
     """
 
     op_type: str
@@ -33,6 +57,7 @@ class OnnxNode:
     opset: int
     outputs: int
     used: frozenset[int] = frozenset({0})
+    subgraphs: Mapping[str, Subgraph] = field(default_factory=dict)
 
     def input(self, i: int) -> Value | None:
         return self.inputs[i] if i < len(self.inputs) else None

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 
 from verifier.graph import Builder, Graph, Value
 from verifier.graph.builder import rewritten
+from verifier.graph.op import Constant
+from verifier.ops.arithmetic import Add, add
 from verifier.ops.movement import Concat, reshape, take
+from verifier.ops.product import Product, multiply
 from verifier.ops.repeat import Repeat
 
 
@@ -37,9 +40,30 @@ def _rounds(builder: Builder, loop: Repeat, arguments: list[Value]) -> list[list
     rounds: list[list[Value]] = []
     for step in range(loop.trips):
         feed = [_slice(builder, v, step) if k in sequences else v for k, v in enumerate(current)]
-        rounds.append(builder.include(body, dict(zip(body.inputs, feed, strict=True))))
+        rounds.append(_round(builder, body, dict(zip(body.inputs, feed, strict=True))))
         current[: loop.states] = rounds[-1][: loop.states]
     return rounds
+
+
+def _round(builder: Builder, body: Graph, feed: Mapping[int, Value]) -> list[Value]:
+    """The body's outputs for these inputs. A sum or product with one that is constant (a first state) is a shift or
+    scaling."""
+    values = dict(feed)
+    for i, node in enumerate(body.nodes):
+        if i in values:
+            continue
+        builder.at(node.source)
+        arguments = [values[j] for j in node.inputs]
+        fixed = not all(builder.is_variable(v) for v in arguments)
+        if isinstance(node.op, Constant):
+            values[i] = builder.constant(node.op.value, node.name)
+        elif fixed and isinstance(node.op, Product):
+            values[i] = multiply(builder, arguments[0], arguments[1])
+        elif fixed and isinstance(node.op, Add) and len(arguments) == 2:
+            values[i] = add(builder, arguments[0], arguments[1])
+        else:
+            values[i] = builder.add(node.op, *arguments, name=node.name)
+    return [values[i] for i in body.outputs]
 
 
 def _slice(builder: Builder, sequence: Value, step: int) -> Value:
