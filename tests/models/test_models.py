@@ -53,6 +53,17 @@ def test_both_forms_compute_the_same(name: str, steps: int) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name", ["RetNet", "GLA", "simple GLA", "Mamba", "Mamba-2", "HGRN2", "mLSTM, sigmoid gates"]
+)
+def test_chunks_compute_the_same(name: str) -> None:
+    model, x = instance(name, "parallel").double(), 2 * tokens(name, 2, 7).double()
+    with torch.no_grad():
+        whole = model(x)
+        for model.chunk in (1, 3, 7, 9):
+            torch.testing.assert_close(model(x), whole, atol=1e-12, rtol=1e-12)
+
+
 @pytest.mark.parametrize(("name", "form"), ALL)
 def test_a_token_reads_what_came_before_it_and_its_own_sequence(name: str, form: str) -> None:
     model, x = instance(name, form).double(), tokens(name, 2, 5).double()

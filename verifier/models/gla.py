@@ -41,5 +41,7 @@ class GLA(SequenceLayer):
             for p in (self.q_proj, self.k_proj, self.v_proj, self.gk_proj, self.g_proj)
         )
         log_decay = functional.logsigmoid(gk) / self.gate_divisor
-        o = decayed_attention(q * q.shape[-1] ** -0.5, k, v, log_decay, self.form == "parallel")
+        o = decayed_attention(
+            q * q.shape[-1] ** -0.5, k, v, log_decay, self.form == "parallel", chunk=self.chunk
+        )
         return self.o_proj(self.g_norm_swish_gate(o, g).flatten(-2))

@@ -30,5 +30,5 @@ class HGRN2(SequenceLayer):
         q, f, v = (split_heads(p(x), self.num_heads) for p in (self.q_proj, self.f_proj, self.i_proj))
         q = functional.silu(q) * q.shape[-1] ** -0.5
         decay, log_decay = forget_gate(f, self.lower_bound)
-        o = decayed_attention(q, 1 - decay, v, log_decay, self.form == "parallel", decay)
+        o = decayed_attention(q, 1 - decay, v, log_decay, self.form == "parallel", decay, chunk=self.chunk)
         return self.o_proj(self.g_norm(o.flatten(-2)))

@@ -27,6 +27,8 @@ class SequenceLayer(nn.Module):
     """Where the model was published."""
     layout: ClassVar[str] = ""
     """The public layer whose parameters `load_state_dict` takes; empty where there is none."""
+    chunk: int | None = None
+    """How many tokens the parallel form of gated linear attention takes at once; None for all. May be set."""
 
     def __init__(self, form: Form = "recurrent") -> None:
         super().__init__()

@@ -30,5 +30,5 @@ class Liger(SequenceLayer):
         parallel = self.form == "parallel"
         near = causal_attention(q, k, v, parallel, window=self.window)
         log_decay = functional.logsigmoid(k) / 16
-        far = decayed_attention(q.softmax(-1), k.softmax(-1), v, log_decay, parallel)
+        far = decayed_attention(q.softmax(-1), k.softmax(-1), v, log_decay, parallel, chunk=self.chunk)
         return self.o_proj((self.share * far + (1 - self.share) * near).flatten(-2))

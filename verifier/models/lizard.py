@@ -38,7 +38,9 @@ class Lizard(SequenceLayer):
         gate = self.gate_proj(x)[..., None]
         both = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # the ones sum up the weights
         queries, keys = _features(q, self.feature_q), _features(k, self.feature_k)
-        far = decayed_attention(queries, keys, both, functional.logsigmoid(gate), parallel, gate.sigmoid())
+        far = decayed_attention(
+            queries, keys, both, functional.logsigmoid(gate), parallel, gate.sigmoid(), chunk=self.chunk
+        )
         return self.o_proj((far[..., :-1] / far[..., -1:] + near).flatten(-2))
 
 

@@ -44,7 +44,12 @@ class Mamba(SequenceLayer):
         log_decay = dt[..., None] * -self.A_log.exp()
         # every channel is a head with values of size 1
         y = decayed_attention(
-            c[:, :, None], b[:, :, None], (dt * u)[..., None], log_decay, self.form == "parallel"
+            c[:, :, None],
+            b[:, :, None],
+            (dt * u)[..., None],
+            log_decay,
+            self.form == "parallel",
+            chunk=self.chunk,
         )
         y = y.squeeze(-1) + self.D * u
         return self.out_proj(y * functional.silu(gate))

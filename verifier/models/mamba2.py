@@ -43,6 +43,8 @@ class Mamba2(SequenceLayer):
         dt = functional.softplus(dt + self.dt_bias)[..., None]
         u = u.unflatten(-1, (self.num_heads, -1))
         log_decay = dt * -self.A_log.exp()[:, None]
-        y = decayed_attention(c[:, :, None], b[:, :, None], dt * u, log_decay, self.form == "parallel")
+        y = decayed_attention(
+            c[:, :, None], b[:, :, None], dt * u, log_decay, self.form == "parallel", chunk=self.chunk
+        )
         y = (y + self.D[:, None] * u).flatten(-2)
         return self.out_proj(self.norm(y * functional.silu(gate)))

@@ -39,7 +39,9 @@ class MLSTM(MLSTMLayer):
         both = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # the ones sum up n . q
         log_decay, decay = functional.logsigmoid(f)[..., None], f.sigmoid()[..., None]
         parallel = self.form == "parallel"
-        sums = decayed_attention(q, k * i.exp()[..., None], both, log_decay, parallel, decay)
+        sums = decayed_attention(
+            q, k * i.exp()[..., None], both, log_decay, parallel, decay, chunk=self.chunk
+        )
         return sums[..., :-1] / (sums[..., -1:].abs().clamp(min=1.0) + 1e-6)
 
     def _steps(self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, log_f: Tensor) -> Tensor:

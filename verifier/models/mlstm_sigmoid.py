@@ -33,7 +33,7 @@ class MLSTMSigmoid(MLSTMLayer):
             v = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # the ones sum up n . q
         log_decay, decay = functional.logsigmoid(f)[..., None], f.sigmoid()[..., None]
         parallel = self.form == "parallel"
-        h = decayed_attention(q, k * i.sigmoid()[..., None], v, log_decay, parallel, decay)
+        h = decayed_attention(q, k * i.sigmoid()[..., None], v, log_decay, parallel, decay, chunk=self.chunk)
         if self.normalise:
             h = h[..., :-1] / (h[..., -1:].abs().clamp(min=1.0) + 1e-6)
         return self.outputs(x, h)

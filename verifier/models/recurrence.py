@@ -55,20 +55,55 @@ def _collected(terms: Tensor, late: Tensor, steps: int) -> Tensor:
 
 
 def decayed_attention(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, parallel: bool, decay: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    parallel: bool,
+    decay: Tensor | None = None,
+    chunk: int | None = None,
 ) -> Tensor:
     """o_t = S_t^T q_t with S_t = diag(a_t) S_(t-1) + k_t v_t^T.
 
-    q, k and log a are [B, T, H, K], v and o [B, T, H, V]; axes of 1 broadcast.
+    q, k and log a are [B, T, H, K], v and o [B, T, H, V]; axes of 1 broadcast. In parallel, at most `chunk` tokens
+    at once: between chunks goes the state, with one decay for all of a chunk.
     """
     if not parallel:
         writes = k[..., None] * v[..., None, :]
         states = scan(writes, log_decay[..., None], None if decay is None else decay[..., None])
         return (q[..., None] * states).sum(-2)
     steps = length(v)
+    size = steps if chunk is None else chunk
+    state: Tensor | None = None
+    outputs = []
+    for start in range(0, steps, size):
+        parts = [x[:, start : start + size] for x in (q, k, v, log_decay)]
+        if state is not None:
+            since = parts[0] * decay_between(parts[3], torch.ones(length(parts[2]), length(parts[2])).tril())
+            outputs.append(_within_chunk(*parts) + (since[..., None] * state[:, None]).sum(-2))
+        else:
+            outputs.append(_within_chunk(*parts))
+        if start + size < steps:
+            state = _state_after(parts[1], parts[2], parts[3], state)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+def _within_chunk(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> Tensor:
+    """What a chunk's tokens read of each other."""
+    steps = length(v)
     late, early, sums = spans(steps)
     scores = q[:, late] * k[:, early] * decay_between(log_decay, sums)
     return _collected(scores.sum(-1, keepdim=True) * v[:, early], late, steps)
+
+
+def _state_after(k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None) -> Tensor:
+    """The state [B, H, K, V] after a chunk, from the one before (None for 0)."""
+    ones = torch.ones(length(v), length(v))
+    written = k * decay_between(log_decay, ones.triu(1))
+    after = (written[..., None] * v[..., None, :]).sum(1)
+    if state is None:
+        return after
+    return decay_between(log_decay, ones[:1])[:, 0, ..., None] * state + after
 
 
 def bonus_attention(

@@ -46,7 +46,7 @@ class RetNet(SequenceLayer):
         q, k = rotated(q, steps) * q.shape[-1] ** -0.5, rotated(k, steps)
         rates = torch.log1p(-(2.0 ** (-5.0 - torch.arange(self.num_heads)))).to(x)
         log_decay = rates[:, None].expand(1, steps, -1, -1)
-        o = decayed_attention(q, k, v, log_decay, self.form == "parallel")
+        o = decayed_attention(q, k, v, log_decay, self.form == "parallel", chunk=self.chunk)
         gated = self.g_norm_swish_gate(o, split_heads(self.g_proj(x), self.num_heads))
         return self.o_proj(gated.flatten(-2))
 

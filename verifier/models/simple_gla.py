@@ -52,5 +52,7 @@ class SimpleGLA(SequenceLayer):
             q, k, v = self.q_conv1d(q), self.k_conv1d(k), self.v_conv1d(v)
         q, k, v, g = (split_heads(y, self.num_heads) for y in (q, k, v, self.g_proj(x)))
         log_decay = functional.logsigmoid(self.gk_proj(x))[..., None] / self.gate_divisor
-        o = decayed_attention(q * q.shape[-1] ** -0.5, k, v, log_decay, self.form == "parallel")
+        o = decayed_attention(
+            q * q.shape[-1] ** -0.5, k, v, log_decay, self.form == "parallel", chunk=self.chunk
+        )
         return self.o_proj(self.g_norm_swish_gate(o, g).flatten(-2))
