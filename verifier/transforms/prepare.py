@@ -11,6 +11,7 @@ from verifier.transforms.centers import center_means
 from verifier.transforms.composites import write_out
 from verifier.transforms.fuse import fuse
 from verifier.transforms.gates import join_gates
+from verifier.transforms.quotients import bound_quotients
 
 
 def prepare(graph: Graph, points: Sequence[Tensor] = (), names: Sequence[str] = ()) -> Graph:
@@ -20,6 +21,7 @@ def prepare(graph: Graph, points: Sequence[Tensor] = (), names: Sequence[str] = 
     the cost of what would be lost with them. Affine operators are not fused: `fold` does that.
     """
     graph = write_out(center_means(graph, points) if points else graph)
+    graph = bound_quotients(graph)
     for change in (fuse, join_gates):
         changed = change(graph)
         if {node.name for node in changed.nodes}.issuperset(names):
