@@ -19,6 +19,7 @@ from verifier.models import (
     DeltaProduct,
     ForgettingAttention,
     GatedDeltaNet,
+    Liger,
     LinearAttention,
     Mamba,
     Mamba2,
@@ -196,6 +197,10 @@ LAYOUTS = {
             "f_proj.weight": (2, 8),
             "f_proj.bias": (2,),
         },
+    ),
+    "LigerGatedLinearAttention of OpenSparseLLMs/Linearization": (
+        Liger(8, 2),
+        square("q_proj", "k_proj", "v_proj", "o_proj"),
     ),
     "MomAttention": (
         MixtureOfMemories(8, 2, 3, memories=2),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from verifier.models import LSSL, MLSTM, RWKV4, S4D, GatedAttention, LipschitzRNN, small
+from verifier.models.layer import rotated
 from verifier.models.lipschitz_rnn import _contraction
 from verifier.models.lssl import discretised
 from verifier.models.recurrence import bonus_attention, decayed_attention, delta_rule, low_rank_rule
@@ -141,7 +142,7 @@ def test_the_lipschitz_rnn_is_convex_and_its_matrices_are_contractions() -> None
 
 @pytest.mark.parametrize("norm", [True, False])
 def test_gated_attention_is_scaled_dot_product_attention(norm: bool) -> None:
-    model, x = GatedAttention(8, 2, "headwise", norm).double(), draw(T, 8)
+    model, x = GatedAttention(8, 2, "headwise", norm, rotary=0).double(), draw(T, 8)
     both = model.q_proj(x).unflatten(-1, (2, 5))
     k, v = (p(x).unflatten(-1, (2, 4)) for p in (model.k_proj, model.v_proj))
     q, gate = both[..., :4], both[..., 4:]
@@ -151,6 +152,20 @@ def test_gated_attention_is_scaled_dot_product_attention(norm: bool) -> None:
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
     )
     torch.testing.assert_close(model(x), model.o_proj((o.transpose(1, 2) * gate.sigmoid()).flatten(-2)))
+
+
+def test_products_of_rotated_vectors_depend_on_their_distance() -> None:
+    q, k = draw(1, 1, 6).expand(-1, T, -1, -1), draw(1, 1, 6).flip(-1).expand(-1, T, -1, -1)
+    products = rotated(q)[0, :, 0] @ rotated(k)[0, :, 0].T
+    for lag in range(T):
+        along = products.diagonal(lag)
+        torch.testing.assert_close(along, along[:1].expand_as(along))
+    torch.testing.assert_close(products[0, 0], (q[0, 0, 0] * k[0, 0, 0]).sum())
+    turn = torch.polar(torch.ones(3), 10000.0 ** (-torch.arange(3) / 3)).to(torch.complex128)
+    first, second = (torch.complex(x[0, 0, 0, :3], x[0, 0, 0, 3:]) for x in (q, k))
+    torch.testing.assert_close(
+        products[1, 0], (turn * first * second.conj()).sum().real, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_a_mixture_uses_the_two_likeliest_memories_with_shares_of_one() -> None:

@@ -7,12 +7,13 @@ from typing import Literal
 from torch import Tensor
 
 from verifier.models.attention import causal_attention
-from verifier.models.layer import Form, RMSNorm, SequenceLayer, linear, split_heads
+from verifier.models.layer import Form, RMSNorm, SequenceLayer, linear, rotated, split_heads
 
 
 class GatedAttention(SequenceLayer):
     """Softmax attention with a gate on its output: [B, T, hidden_size] to the same. The gate is a slice of the
-    query's projection, one number per head or one per element. Without positions."""
+    query's projection, one number per head or one per element; `rotary` is the base of rotary positions, 0 for
+    none."""
 
     source = "Qiu et al. 2025, arXiv 2505.06708"
     layout = "attention of qiuzh20/gated_attention"
@@ -23,10 +24,11 @@ class GatedAttention(SequenceLayer):
         num_heads: int,
         gate: Literal["elementwise", "headwise"] = "elementwise",
         norm: bool = True,
+        rotary: float = 10000.0,
         form: Form = "recurrent",
     ) -> None:
         super().__init__(form)
-        self.num_heads, self.norm = num_heads, norm
+        self.num_heads, self.norm, self.rotary = num_heads, norm, rotary
         self.size = hidden_size // num_heads
         extra = hidden_size if gate == "elementwise" else num_heads
         self.q_proj = linear(hidden_size, hidden_size + extra)
@@ -41,5 +43,7 @@ class GatedAttention(SequenceLayer):
         k, v = split_heads(self.k_proj(x), self.num_heads), split_heads(self.v_proj(x), self.num_heads)
         if self.norm:
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary:
+            q, k = rotated(q, self.rotary), rotated(k, self.rotary)
         o = causal_attention(q, k, v, self.form == "parallel") * gate.sigmoid()
         return self.o_proj(o.flatten(-2))

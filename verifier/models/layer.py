@@ -58,6 +58,15 @@ def token_shift(x: Tensor) -> Tensor:
     return functional.pad(x, (0, 0, 1, 0))[:, :-1]
 
 
+def rotated(x: Tensor, base: float = 10000.0) -> Tensor:
+    """Rotary position embedding of [B, T, H, K]: element i turns with element i + K/2 by t base^(-2i/K)."""
+    half = x.shape[-1] // 2
+    angles = torch.arange(length(x))[:, None] * base ** (-torch.arange(half) / half)
+    cos, sin = angles.cos()[:, None].to(x), angles.sin()[:, None].to(x)
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
 def l2_normalised(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x / sqrt(|x|^2 + eps) along the last axis."""
     return x / (x.square().sum(-1, keepdim=True) + eps).sqrt()

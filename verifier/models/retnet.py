@@ -12,6 +12,7 @@ from verifier.models.layer import (
     accept_names,
     length,
     linear,
+    rotated,
     split_heads,
 )
 from verifier.models.recurrence import decayed_attention
@@ -43,18 +44,9 @@ class RetNet(SequenceLayer):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (split_heads(p(x), self.num_heads) for p in (self.q_proj, self.k_proj, self.v_proj))
         steps = length(x)
-        q, k = rotated(q, steps) * q.shape[-1] ** -0.5, rotated(k, steps)
+        q, k = rotated(q) * q.shape[-1] ** -0.5, rotated(k)
         rates = torch.log1p(-(2.0 ** (-5.0 - torch.arange(self.num_heads)))).to(x)
         log_decay = rates[:, None].expand(1, steps, -1, -1)
         o = decayed_attention(q, k, v, log_decay, self.form == "parallel", chunk=self.chunk)
         gated = self.g_norm_swish_gate(o, split_heads(self.g_proj(x), self.num_heads))
         return self.o_proj(gated.flatten(-2))
-
-
-def rotated(x: Tensor, steps: int, base: float = 10000.0) -> Tensor:
-    """Rotary position embedding of [B, T, H, K]: element i turns with element i + K/2 by t base^(-2i/K)."""
-    half = x.shape[-1] // 2
-    angles = torch.arange(steps)[:, None] * base ** (-torch.arange(half) / half)
-    cos, sin = angles.cos()[:, None].to(x), angles.sin()[:, None].to(x)
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
