@@ -12,6 +12,7 @@ from verifier.models import (
     GLA,
     HGRN,
     HGRN2,
+    MLSTM,
     RWKV6,
     RWKV7,
     VOCABULARY,
@@ -201,6 +202,17 @@ LAYOUTS = {
     "LigerGatedLinearAttention of OpenSparseLLMs/Linearization": (
         Liger(8, 2),
         square("q_proj", "k_proj", "v_proj", "o_proj"),
+    ),
+    "mLSTMLayer of NX-AI/xlstm": (
+        MLSTM(8, 2),
+        {
+            **square("v", "ogate_preact", "out_proj"),
+            "q.weight": (4, 8),
+            "k.weight": (4, 8),
+            **{f"{c}gate_preact.weight": (2, 8) for c in "if"},
+            **{f"{c}gate_preact.bias": (2,) for c in "if"},
+            "multihead_norm.weight": (8,),
+        },
     ),
     "MomAttention": (
         MixtureOfMemories(8, 2, 3, memories=2),

@@ -22,11 +22,16 @@ class MLSTM(MLSTMLayer):
     layout = "mLSTMLayer of NX-AI/xlstm"
 
     def __init__(
-        self, hidden_size: int, num_heads: int, stabilised: bool = True, form: Form = "recurrent"
+        self,
+        hidden_size: int,
+        num_heads: int,
+        stabilised: bool = True,
+        expand_k: float = 0.5,
+        form: Form = "recurrent",
     ) -> None:
         super().__init__(form)
         self.stabilised = stabilised
-        self.build(hidden_size, num_heads)
+        self.build(hidden_size, num_heads, expand_k)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v, i, f = self.inputs(x)

@@ -10,15 +10,17 @@ from verifier.models.layer import SequenceLayer, linear, split_heads
 
 
 class MLSTMLayer(SequenceLayer):
-    """Parameters as in the mLSTM layer of xLSTM-7B; gates are capped to 15 tanh(x / 15)."""
+    """Parameters as in the mLSTM layer of xLSTM-7B; keys have expand_k times the width of values, gates are capped
+    to 15 tanh(x / 15)."""
 
     cap = 15.0
 
-    def build(self, hidden_size: int, num_heads: int) -> None:
+    def build(self, hidden_size: int, num_heads: int, expand_k: float) -> None:
         """Add the parameters."""
         self.num_heads = num_heads
-        self.q, self.k, self.v = (linear(hidden_size, hidden_size) for _ in range(3))
-        self.ogate_preact = linear(hidden_size, hidden_size)
+        key = int(hidden_size * expand_k)
+        self.q, self.k = linear(hidden_size, key), linear(hidden_size, key)
+        self.v, self.ogate_preact = linear(hidden_size, hidden_size), linear(hidden_size, hidden_size)
         self.igate_preact = linear(hidden_size, num_heads, bias=True)
         self.fgate_preact = linear(hidden_size, num_heads, bias=True)
         self.multihead_norm = HeadNorm(hidden_size, num_heads)

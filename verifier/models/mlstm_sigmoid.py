@@ -21,11 +21,16 @@ class MLSTMSigmoid(MLSTMLayer):
     layout = "mLSTMLayer of NX-AI/xlstm"
 
     def __init__(
-        self, hidden_size: int, num_heads: int, normalise: bool = False, form: Form = "recurrent"
+        self,
+        hidden_size: int,
+        num_heads: int,
+        normalise: bool = False,
+        expand_k: float = 0.5,
+        form: Form = "recurrent",
     ) -> None:
         super().__init__(form)
         self.normalise = normalise
-        self.build(hidden_size, num_heads)
+        self.build(hidden_size, num_heads, expand_k)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v, i, f = self.inputs(x)
