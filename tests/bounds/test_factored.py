@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.backward import LinearBound, backward
-from verifier.bounds.crown import Relaxations, inner_bounds, relax
+from verifier.bounds.crown import inner_bounds
 from verifier.bounds.interval import interval_bounds
+from verifier.bounds.relaxations import Relaxations, relax
 from verifier.graph import Builder, Elementwise, Graph, Interval, Relaxation, Value
 from verifier.graph.coefficients import Factored, contract, identity
 from verifier.ops import reduction

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from verifier.bounds.alpha import AlphaOptions, optimise
 from verifier.bounds.backward import PassOptions, backward
-from verifier.bounds.crown import Effort, Relaxations, inner_bounds, neuron_bounds
+from verifier.bounds.crown import Effort, inner_bounds, neuron_bounds
 from verifier.bounds.interval import interval_bounds
+from verifier.bounds.relaxations import Relaxations
 from verifier.bounds.rows import Selection, refinable
 from verifier.graph import Builder, Elementwise, Graph, Interval, Value, patches
 from verifier.graph.coefficients import Coefficients, Dense, Rows, Several, contract, identity

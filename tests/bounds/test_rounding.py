@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from verifier.bounds.backward import PassOptions, backward
-from verifier.bounds.crown import Relaxations, inner_bounds
+from verifier.bounds.crown import inner_bounds
+from verifier.bounds.relaxations import Relaxations
 from verifier.graph import Builder, Graph, Relaxation, Value
 from verifier.graph.coefficients import Dense, dot, identity, roundings
 from verifier.ops.arithmetic import Add, scale_shift

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,8 +16,6 @@ from verifier.bounds.ascent import Adam, Best, Key, Leaves, index_leaves, pick
 from verifier.bounds.backward import LinearBound, OutOfTime, PassOptions
 from verifier.bounds.crown import (
     Effort,
-    Relaxations,
-    Slopes,
     gather,
     inner_bounds,
     neuron_bounds,
@@ -25,6 +24,7 @@ from verifier.bounds.crown import (
     specification_bound,
 )
 from verifier.bounds.interval import Bounds, interval_bounds, interval_of
+from verifier.bounds.relaxations import Relaxations, Slopes
 from verifier.bounds.rows import Selection, copies, pass_on, select, wanted
 from verifier.graph import Elementwise, Graph, Interval, Parameter
 from verifier.graph.coefficients import Coefficients
@@ -137,7 +137,7 @@ class _Problem:
         tensors = {f.name: getattr(self.rows, f.name) for f in fields(self.rows)}  # pyright: ignore[reportArgumentType]
         rows = {n: pick(t, chosen) for n, t in tensors.items() if isinstance(t, Tensor)}
         plain = self.plain
-        return replace(
+        part = replace(
             self,
             sets=tuple(s.index(chosen) for s in self.sets),
             rows=replace(self.rows, **rows),  # pyright: ignore[reportArgumentType]
@@ -149,6 +149,12 @@ class _Problem:
             ),
             selections={i: Selection(pick(s.index, chosen), s.shape) for i, s in self.selections.items()},
         )
+        for j, own in self._ranges.items():
+            part._ranges[j] = {
+                name: Parameter(*[pick(t, chosen) for t in (p.value, p.lower, p.upper)])
+                for name, p in own.items()
+            }
+        return part
 
     def count(self, i: int) -> int:
         """K, the neurons or rows bounded at node i."""
@@ -168,12 +174,19 @@ class _Problem:
         numbers = sum(sides[i] * self.count(i) * self.graph.nodes[j].numel for i, j in self.pairs())
         return numbers * self.plain.lower.element_size()
 
+    @cached_property
+    def _ranges(self) -> dict[int, dict[str, Parameter]]:
+        return {}
+
     def ranges(self, j: int) -> dict[str, Parameter]:
-        """The free parameters of an elementwise node on the plain bounds."""
-        node = self.graph.nodes[j]
-        if not isinstance(node.op, Elementwise):
-            raise TypeError(f"{node.name} is not elementwise.")
-        return node.op.parameters(*[self.plain.bounds[k] for k in node.inputs])
+        """The free parameters of an elementwise node on the plain bounds, found once."""
+        if j not in self._ranges:
+            node = self.graph.nodes[j]
+            if not isinstance(node.op, Elementwise):
+                raise TypeError(f"{node.name} is not elementwise.")
+            with torch.no_grad():
+                self._ranges[j] = node.op.parameters(*[self.plain.bounds[k] for k in node.inputs])
+        return self._ranges[j]
 
     def start(self, given: Slopes) -> tuple[Leaves, Leaves]:
         """Starting slopes, leaves of the gradient, and the widths of their ranges [B or 1, 1, 1, *shape]."""
@@ -214,7 +227,7 @@ class _Problem:
                 bounds[k] = _met(interval_of(self.graph, k, bounds), bounds[k])
             seen = fresh.detach()
             values[i] = torch.stack([seen.lower, -seen.upper], 1)
-        plane = specification_bound(self.graph, self.sets, self.target, self.rows, bounds, slopes, how)
+        plane = specification_bound(self.graph, self.sets, self.target, self.rows, bounds, relaxations, how)
         lower = plane.minimum(self.graph, self.sets)
         values[self.target] = lower.detach().unsqueeze(1)
         return lower, values
@@ -333,7 +346,7 @@ def _finish(problem: _Problem, slopes: Leaves) -> Optimised:
         bounds[i] = refine(graph, sets, i, selection, bounds, relaxations, effort)
         pass_on(graph, i, bounds)
     how = PassOptions(deadline=problem.deadline)
-    plane = specification_bound(graph, sets, target, problem.rows, bounds, slopes, how)
+    plane = specification_bound(graph, sets, target, problem.rows, bounds, relaxations, how)
     lower = plane.minimum(graph, sets)
     tight = interval_bounds(graph, [s.box() for s in sets], bounds)
     return Optimised(

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.alpha import AlphaOptions, optimise
-from verifier.bounds.crown import Effort, Relaxations, gather, inner_bounds, refine, scatter
+from verifier.bounds.crown import Effort, gather, inner_bounds, refine, scatter
 from verifier.bounds.forward import forward_bounds
 from verifier.bounds.interval import Bounds, interval_bounds
+from verifier.bounds.relaxations import Relaxations
 from verifier.bounds.rows import Selection
 from verifier.graph import Graph, Interval
 from verifier.graph.op import Input

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.backward import PassOptions, backward
-from verifier.bounds.crown import relax
 from verifier.bounds.interval import Bounds
 from verifier.bounds.lines import sane
+from verifier.bounds.relaxations import relax
 from verifier.graph import Affine, Builder, Elementwise, Graph, Relaxation, Value
 from verifier.graph.coefficients import Rows, contract
 from verifier.ops.combination import Combination

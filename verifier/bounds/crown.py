@@ -6,24 +6,18 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from verifier.bounds.backward import LinearBound, OutOfTime, PassOptions, backward
 from verifier.bounds.interval import Bounds, interval_bounds, interval_of
+from verifier.bounds.relaxations import Relaxations, Slopes
 from verifier.bounds.rows import Selection, interval_is_exact, pass_on, select, wanted
-from verifier.graph import Elementwise, Graph, Interval, Relaxation
+from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.coefficients import Coefficients, Rows
 from verifier.graph.op import Input
 from verifier.sets import Box, InputSet
-
-Slopes = Mapping[tuple[int, int], Mapping[str, Tensor]]
-"""(bounded node, elementwise node) to values of the free relaxation parameters used when bounding the first:
-[B or 1, G, K, *shape], G = 2 for the lower and the upper bounds of K neurons (or K = 1: shared by all), G = 1
-for the K rows of a specification."""
-
 
 _CPU_MEMORY = 1 << 27
 
@@ -54,75 +48,6 @@ class Effort:
     def walk(self) -> PassOptions:
         """For a backward pass of which only the minimum counts."""
         return PassOptions(self.rounding, windows=True, deadline=self.deadline)
-
-
-class Clamp(torch.autograd.Function):
-    """clamp(x, low, high) whose gradient in x is always that of the identity; masks would cost more than the
-    passes themselves, and the optimiser projects its parameters anyway."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        return x.clamp(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad, None, None
-
-
-def relax_at(op: Elementwise, own: Mapping[str, Tensor], *boxes: Interval) -> Relaxation:
-    """The relaxation at the parameters `own`, brought into their ranges; where it has none, at the usual start."""
-    ranges = op.ranges(*boxes) if own else {}
-    starts = {} if own and own.keys() >= ranges.keys() else op.parameters(*boxes)
-    values = {name: p.value for name, p in starts.items()}
-    for name, limit in ranges.items():
-        if name in own:
-            values[name] = Clamp.apply(own[name], limit.lower.detach(), limit.upper.detach())
-    return op.relax(values, *boxes)
-
-
-def relax(
-    graph: Graph, position: int, bounds: Mapping[int, Interval], slopes: Mapping[str, Tensor]
-) -> Relaxation:
-    """The relaxation of an elementwise node at its starting parameters, or at `slopes` [B, G, *shape]."""
-    node = graph.nodes[position]
-    if not isinstance(node.op, Elementwise):
-        raise TypeError(f"{node.name} is not elementwise and has no relaxation.")
-    boxes = [bounds[j] for j in node.inputs]
-    if slopes:
-        boxes = [box.map(lambda t: t.unsqueeze(1)) for box in boxes]
-    return relax_at(node.op, slopes, *boxes)
-
-
-class Relaxations:
-    """Relaxations of one pass: the default of each node once, those with their own slopes per bounded
-    node."""
-
-    def __init__(self, graph: Graph, bounds: Bounds, slopes: Slopes | None) -> None:
-        self._graph, self._bounds, self._slopes = graph, bounds, slopes or {}
-        self._default: dict[int, Relaxation] = {}
-
-    def of(self, target: int, rows: slice) -> Mapping[int, Relaxation]:
-        """For bounding rows `rows` (within each group) of `target`."""
-        chosen: dict[int, Relaxation] = {}
-        for j in self._graph.ancestors(target):
-            if not isinstance(self._graph.nodes[j].op, Elementwise):
-                continue
-            own = self._slopes.get((target, j))
-            if own:
-                cut = {n: _cut(t, rows).flatten(1, 2) for n, t in own.items()}
-                chosen[j] = relax(self._graph, j, self._bounds, cut)
-                continue
-            if j not in self._default:
-                self._default[j] = relax(self._graph, j, self._bounds, {})
-            chosen[j] = self._default[j]
-        return chosen
-
-
-def _cut(slopes: Tensor, rows: slice) -> Tensor:
-    """The rows' slopes; a slice of everything would only cost time in the gradient."""
-    count = slopes.shape[2]
-    first, last, _ = rows.indices(count)
-    return slopes if count == 1 or (first == 0 and last == count) else slopes[:, :, rows]
 
 
 def inner_bounds(
@@ -354,11 +279,11 @@ def specification_bound(
     target: int,
     rows: Coefficients,
     bounds: Bounds,
-    slopes: Slopes | None = None,
+    relaxations: Relaxations | None = None,
     how: PassOptions = PassOptions(),
 ) -> LinearBound:
     """The final pass: R linear forms of node `target`, bounded below by linear forms of the inputs."""
-    lines = Relaxations(graph, bounds, slopes).of(target, slice(None))
+    lines = (relaxations or Relaxations(graph, bounds, None)).of(target, slice(None))
     return backward(graph, {target: rows}, lines, bounds, how)
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifier.bounds.crown import relax
 from verifier.bounds.interval import Bounds, interval_of
 from verifier.bounds.lines import sane
+from verifier.bounds.relaxations import relax
 from verifier.graph import Affine, Elementwise, Graph, Interval
 from verifier.graph.coefficients import rows
 from verifier.graph.op import Constant, Input, Shape

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from verifier.bounds.ascent import Adam
 from verifier.bounds.backward import backward
-from verifier.bounds.crown import relax_at
 from verifier.bounds.cuts import Cuts, Entries
 from verifier.bounds.interval import Bounds
 from verifier.bounds.pairing import nearest_pairs, normalised, profiles
+from verifier.bounds.relaxations import relax_at
 from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.coefficients import Rows
 from verifier.graph.op import negligible

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.backward import PassOptions, backward
-from verifier.bounds.crown import Effort, Relaxations, inner_bounds
+from verifier.bounds.crown import Effort, inner_bounds
+from verifier.bounds.relaxations import Relaxations
 from verifier.bounds.rows import refinable, select
 from verifier.graph import Graph, Interval
 from verifier.sets import Box

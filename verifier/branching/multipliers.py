@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.ascent import Leaves
-from verifier.bounds.crown import relax_at
 from verifier.bounds.final import HIGH, LOW
+from verifier.bounds.relaxations import relax_at
 from verifier.branching.bounded import Bounded
 from verifier.branching.bounding import Bounder
 from verifier.graph import Elementwise, Interval

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from verifier.bounds.crown import relax_at
+from verifier.bounds.relaxations import relax_at
 from verifier.branching.bounded import Bounded
 from verifier.branching.clip_neurons import NeuronPlanes, constrained
 from verifier.graph import Elementwise, Graph, Interval

@@ -156,9 +156,8 @@ class Affine(Op):
             xs = [coefficients.new_zeros(batch * rows, *s) for s in shapes]
             xs[index].requires_grad_(True)
             y = self.forward(*xs)
-            grad = torch.autograd.grad(
-                y, xs[index], coefficients.flatten(0, 1).expand_as(y), create_graph=coefficients.requires_grad
-            )[0]
+            total = (y * coefficients.flatten(0, 1)).sum()
+            grad = torch.autograd.grad(total, xs[index], create_graph=coefficients.requires_grad)[0]
         return grad.unflatten(0, (batch, rows))
 
     def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
@@ -246,7 +245,10 @@ class Transposed(Affine):
             zeros = [xs[0].new_zeros(xs[0].shape[0], *s) for s in self.shapes]
             zeros[self.index].requires_grad_(True)
             y = self.of.absolute(*zeros)
-            return torch.autograd.grad(y, zeros[self.index], xs[0], create_graph=xs[0].requires_grad)[0]
+            # Of the product's sum: gradients of given coefficients make torch import sympy, which takes a second.
+            return torch.autograd.grad(
+                (y * xs[0]).sum(), zeros[self.index], create_graph=xs[0].requires_grad
+            )[0]
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         batch, rows = coefficients.shape[:2]

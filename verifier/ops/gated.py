@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Univariate, Value
-from verifier.graph.curve import calm, calmed
+from verifier.graph.curve import Curve, calm, calmed
 from verifier.graph.op import Shape
 from verifier.ops.product import Product, mix, multiply
 
@@ -90,10 +90,10 @@ class Gated(Elementwise):
 
     def ranges(self, *xs: Interval) -> dict[str, Interval]:
         box = _Box.of(self, *xs)
-        lines = box.lines()
+        slopes = box.slopes()
         found = {}
         for sign, side in _SIDES:
-            for name, t in zip(("x", "y"), _ranges(box, lines, sign), strict=False):
+            for name, t in zip(("x", "y"), _ranges(box, slopes, sign), strict=False):
                 found[f"{side}_{name}"] = t if sign > 0 else Interval(-t.upper, -t.lower)
         return found
 
@@ -159,6 +159,10 @@ class _Lines(NamedTuple):
         every = torch.stack(torch.broadcast_tensors(*[_bounded(t) for t in slopes]))
         return cls(every[0], every[1], every[2], every.amin(0), every.amax(0))
 
+    @property
+    def steep(self) -> Interval:
+        return Interval(self.least, self.most)
+
     def times(self, sign: float) -> _Lines:
         """Those of the function or of its negative."""
         if sign > 0:
@@ -212,6 +216,15 @@ class _Box:
     def lines(self) -> list[_Lines]:
         functions = [f for f in (self.op.gate, self.op.other) if f is not None]
         return [_Lines.of(f, x) for f, x in zip(functions, (self.x, self.y), strict=False)]
+
+    def slopes(self) -> list[Interval]:
+        """At least the slopes between which `lines` has those of lines and parameters."""
+        functions = [f for f in (self.op.gate, self.op.other) if f is not None]
+        found = []
+        for f, x in zip(functions, (self.x, self.y), strict=False):
+            steep = f.all_slopes(x) if isinstance(f, Curve) else _Lines.of(f, x).steep
+            found.append(steep.map(_bounded))
+        return found
 
     def within(self, sign: float) -> Interval:
         """The range of sign * g(x)."""
@@ -306,7 +319,7 @@ def _start(box: _Box, lines: Sequence[_Lines], sign: float) -> list[Parameter]:
     factors = [[box.v.upper, _middle(box.v), box.v.lower]]
     within = box.within(sign)
     factors.append([within.lower, _middle(within), within.upper])
-    tried, ranges = [], _ranges(box, lines, sign)
+    tried, ranges = [], _ranges(box, [line.steep for line in lines], sign)
     for own, line, limit, first in zip(factors, lines, ranges, (sign, 1.0), strict=False):
         slopes = line.times(first).multiplied(own)
         every = torch.stack(torch.broadcast_tensors(*slopes, slopes[0] / 2 + slopes[2] / 2))
@@ -321,15 +334,12 @@ def _start(box: _Box, lines: Sequence[_Lines], sign: float) -> list[Parameter]:
     return [Parameter(t, *limit) for t, limit in zip(chosen, ranges, strict=True)]
 
 
-def _ranges(box: _Box, lines: Sequence[_Lines], sign: float) -> list[Interval]:
+def _ranges(box: _Box, slopes: Sequence[Interval], sign: float) -> list[Interval]:
     """Between which numbers slopes are worth trying: products of a factor and a slope; along an infinite interval 0."""
     found = []
     sides = ((box.v, box.x, sign), (box.within(sign), box.y, 1.0))
-    for line, (factor, x, turn) in zip(lines, sides, strict=False):
-        own = line.times(turn)
-        corners = torch.stack(
-            torch.broadcast_tensors(*[k * s for k in factor for s in (own.least, own.most)])
-        )
+    for steep, (factor, x, turn) in zip(slopes, sides, strict=False):
+        corners = torch.stack(torch.broadcast_tensors(*[turn * k * s for k in factor for s in steep]))
         corners = _bounded(corners).masked_fill(box.wild | x.lower.isinf() | x.upper.isinf(), 0.0)
         found.append(Interval(corners.amin(0), corners.amax(0)))
     return found
