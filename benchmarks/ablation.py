@@ -1,6 +1,6 @@
 """Ways to branch, compared: input split, BaBSR, BBPS, FSB; points in the middle, from tables, or chosen by shortcuts.
 
-    python -m benchmarks.ablation [--jobs J] [--limit S] [--images N] [--only NAME ...] [--prepare] [--out FILE]
+    python -m benchmarks.ablation [--jobs J] [--limit S] [--images N] [--only NAME ...] [--device D] [--prepare] [--out FILE]
 
 Networks are multilayer perceptrons with sigmoid, tanh, sin and gelu, of 4x100, 4x200 and 6x100 neurons, and a vision
 transformer of two blocks, trained on scikit-learn's digits on first use and kept in benchmarks/cache (`--prepare`
@@ -183,7 +183,9 @@ def file_instances(folder: str) -> Iterator[Instance]:
         yield Instance(folder, str(i.networks[""]), str(i.spec), limit=i.timeout)
 
 
-def run(instance: Instance, method: Method, limit: float, memory: float) -> dict[str, Any]:
+def run(
+    instance: Instance, method: Method, limit: float, memory: float, device: Any = "cpu"
+) -> dict[str, Any]:
     """One verification in this process."""
     import torch
 
@@ -199,7 +201,7 @@ def run(instance: Instance, method: Method, limit: float, memory: float) -> dict
         attack=first,
         max_domains=ROOT_DOMAINS if first else None,
         max_memory_gb=memory,
-        device="cpu",
+        device=device,
     )
     spec: Any = instance.spec
     if instance.eps:
@@ -264,7 +266,7 @@ def fill(
     jobs = []
     for instance, method in tasks:
         if place(instance, method) not in known:
-            jobs.append(pool.submit(run, instance, method, arguments.limit, memory))
+            jobs.append(pool.submit(run, instance, method, arguments.limit, memory, arguments.device))
     for job in as_completed(jobs):
         row = job.result()
         with arguments.out.open("a") as file:
@@ -323,6 +325,7 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--only", nargs="+", default=[], help="parts of names of networks or folders")
     parser.add_argument("--methods", nargs="+", default=[], help="parts of names of methods")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--prepare", action="store_true", help="make networks and stop")
     parser.add_argument("--print", action="store_true", help="only print the table")
     parser.add_argument("--out", type=Path, default=CACHE / "ablation.jsonl")

@@ -27,7 +27,7 @@ from verifier.branching.input_split import InputBrancher
 from verifier.branching.root import Root, condensed, root, root_cuts, root_planes
 from verifier.branching.search import FIRST, Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
-from verifier.graph import Elementwise, Graph, Interval
+from verifier.graph import Elementwise, Graph, Interval, Univariate
 from verifier.graph.op import Input
 from verifier.options import Options
 from verifier.results import Counterexample, Progress, Reason, Result, Stats, Status
@@ -55,6 +55,8 @@ TRIES_PER_STEP = 4
 INPUT_DIMENSIONS = 48
 """Up to this many inputs that vary, boxes are split; above, neurons are. Splitting boxes bounds all unstable
 neurons anew for every part, so it also takes a network of at most INPUT_WORK coefficients per pass."""
+SMOOTH_DIMENSIONS = 128
+"""The same for networks with smooth operators, of which no single one decides much (tables in docs/benchmarks.md)."""
 INPUT_WORK = 5e6
 INPUTS_TRIED = 2
 """Coordinates whose halves are compared with those of neurons, in a box of few that vary."""
@@ -292,7 +294,10 @@ class _Run:
         if self.options.branching != "auto":
             return self.options.branching != "input"
         varying = (self.compiled.upper > self.compiled.lower).sum(1).amax()
-        large = int(varying) > INPUT_DIMENSIONS or _work(bounder.graph) > INPUT_WORK
+        ops = [bounder.graph.nodes[i].op for i in bounder.elementwise]
+        smooth = any(isinstance(op, Univariate) and op.smooth for op in ops)
+        most = SMOOTH_DIMENSIONS if smooth else INPUT_DIMENSIONS
+        large = int(varying) > most or _work(bounder.graph) > INPUT_WORK
         return bool(bounder.elementwise) and large
 
     def _root(self, bounder: Bounder, start: Domains) -> Root:

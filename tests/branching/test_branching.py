@@ -383,9 +383,10 @@ def test_memory_exhausted_halves_the_batch(monkeypatch: pytest.MonkeyPatch) -> N
     assert max(sizes) > 8 and outcome.domains >= 20
 
 
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("activation", sorted(set(ACTIVATIONS) - {"tanh"}))
 def test_halves_start_from_the_bound_of_the_whole(activation: str) -> None:
-    """With the multipliers that a split starts with, no half is bounded worse, before any step of ascent."""
+    """With the multipliers that a split starts with, no half is bounded worse, before any step of ascent; those of
+    smooth operators start anew."""
     options = BoundOptions(refine=False, gaps=True, ascent=AscentOptions(steps=6))
     tried = 0
     for seed in range(3):
@@ -474,3 +475,20 @@ def test_a_counterexample_comes_without_a_bound() -> None:
     outcome = Search(bounder, InputBrancher(bounder), start(problem), lambda x, c: found, options).run()
     assert outcome is not None and outcome.status is Status.SAT
     assert outcome.counterexample is found and outcome.bound == -math.inf
+
+
+def test_halves_of_smooth_operators_start_anew() -> None:
+    """Lines that were best for the whole hide what a split gains: trials of one step see it only from a new start."""
+    graph = network(5, "tanh")
+    problem, domains, _ = by_disjunct(*(lambda p: (p, start(p)))(compiled(graph, [[[0, 1]]])))
+    bounder = Bounder(problem, torch.device("cpu"), torch.float64, BoundOptions(gaps=True))
+    with torch.no_grad():
+        bounded = bounder.bound(domains)
+        domains = replace(domains, bound=bounded.score, warm=bounded.warm, known=bounder.known(bounded))
+        brancher = ActivationBrancher(bounder, HEURISTICS["babsr"])
+        halves, _ = brancher.branch(domains, bounded)
+        split = next(iter(halves.splits))
+        operator = next(i for i in bounder.elementwise if bounder.graph.nodes[i].inputs == (split,))
+        warm = halves.warm[bounder.target, operator]
+        assert all(int(t.isnan().any(2).sum()) == len(halves) for n, t in warm.items() if "slope" in n)
+        assert bool(bounder.bound(halves).score.isfinite().all())

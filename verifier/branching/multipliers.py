@@ -17,14 +17,35 @@ from verifier.bounds.final import HIGH, LOW
 from verifier.bounds.relaxations import relax_at
 from verifier.branching.bounded import Bounded
 from verifier.branching.bounding import Bounder
-from verifier.graph import Elementwise, Interval
+from verifier.graph import Elementwise, Interval, Univariate
+from verifier.graph.op import Op
+
+
+def starts_anew(op: Op) -> bool:
+    """Whether lines over a half start as any do. Those of a smooth operator that were best over the whole touch it
+    where the half may not be: one step of ascent from there shows nothing of what a split gains."""
+    return isinstance(op, Univariate) and op.smooth
+
+
+def forget(warm: Leaves, bounder: Bounder, node: int, rows: Tensor, column: Tensor) -> None:
+    """Drops from `warm` the parameters of the elements `column` [m] of `node`, in the subdomains `rows` [m], of
+    operators that start anew: not a number stands for what is not given."""
+    for i in bounder.elementwise:
+        own = warm.get((bounder.target, i), {})
+        if bounder.graph.nodes[i].inputs != (node,) or not starts_anew(bounder.graph.nodes[i].op):
+            continue
+        for name, old in own.items():
+            fresh = old.clone()
+            fresh.flatten(3)[rows, 0, :, column] = torch.nan
+            own[name] = fresh
 
 
 def split_multipliers(
     bounder: Bounder, bounded: Bounded, node: int, half: Interval, rows: Tensor, column: Tensor
 ) -> tuple[Tensor, Tensor]:
     """For LOW and HIGH, each [m, R]: the multipliers of element `column` [m] of `node` in the subdomains `rows` [m]
-    when its enclosure becomes `half` [m, *shape]. Operators of several arguments start from zero."""
+    when its enclosure becomes `half` [m, *shape]. Operators of several arguments, and those whose lines start anew,
+    start from zero."""
     graph = bounder.graph
     whole = bounded.bounds[node].expand(len(bounded.score)).index(rows)
     count = bounded.planes.shape[1] * bounded.planes.shape[2]
@@ -32,7 +53,9 @@ def split_multipliers(
     low, high = zero, zero
     for i in bounder.elementwise:
         op, inputs = graph.nodes[i].op, graph.nodes[i].inputs
-        if inputs != (node,) or not isinstance(op, Elementwise) or i not in bounded.arrived:
+        if inputs != (node,) or not isinstance(op, Elementwise) or starts_anew(op):
+            continue
+        if i not in bounded.arrived:
             continue
         own = {n: t[rows].squeeze(1) for n, t in bounded.warm.get((bounder.target, i), {}).items()}
         before, after = _slopes(op, own, whole, column), _slopes(op, own, half, column)

@@ -12,7 +12,7 @@ from torch import Tensor
 from verifier.branching.bounded import Bounded
 from verifier.branching.bounding import Bounder
 from verifier.branching.domains import Domains
-from verifier.branching.multipliers import add_multipliers, split_multipliers
+from verifier.branching.multipliers import add_multipliers, forget, split_multipliers
 from verifier.branching.points import RULES, movable
 from verifier.graph import Elementwise, Interval, Univariate
 
@@ -168,6 +168,7 @@ def one_part(
             shape = bounder.graph.nodes[i].shape
             like = half.lower.new_empty(len(domains), 1, values[0].shape[1], *shape)
             add_multipliers(warm, (bounder.target, i), values, (rows, column), like)
+            forget(warm, bounder, i, rows, column)
     return replace(domains, splits=splits, warm=warm, known=known)
 
 

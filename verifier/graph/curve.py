@@ -53,6 +53,7 @@ class Curve(Univariate):
     end that is touched.
     """
 
+    smooth = True
     units: int = 8
     """Rounding units, relative to `size`, by which `forward` and `derivative` may be off: twice what libraries state,
     and the operations of the formula."""

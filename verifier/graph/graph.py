@@ -173,7 +173,8 @@ class Graph:
             return None  # only what moves elements leaves some out on purpose
         like = torch.ones(node.shape, dtype=self.dtype, device=self.device)
         marked = like if mark is None else mark.to(like)
-        return Transposed(op, index, shapes).absolute(marked.unsqueeze(0))[0].detach() > 0
+        below = Transposed(op, index, shapes).absolute(marked.unsqueeze(0))[0].detach() > 0
+        return None if bool(below.all()) else below
 
     @cached_property
     def variable(self) -> tuple[bool, ...]:

@@ -341,6 +341,9 @@ class Univariate(Elementwise):
     and a sound line for every slope.
     """
 
+    smooth: bool = False
+    """True where the best lines touch the function inside of the interval, and so where depends on the interval."""
+
     @abstractmethod
     def support_max(self, slope: Tensor, x: Interval) -> Tensor: ...
 

@@ -69,6 +69,8 @@ class Product(Elementwise):
 class Square(Univariate):
     """x * x: below any tangent inside the interval, above the chord. f(x) - m x is computed as x (x - m)."""
 
+    smooth = True
+
     def forward(self, *xs: Tensor) -> Tensor:
         return xs[0] * xs[0]
 

@@ -19,6 +19,7 @@ class Reciprocal(Univariate):
     """1 / x. On an interval of one sign it is convex or its negative is: between a tangent and the chord. An interval
     that holds zero, or comes so near that slopes overflow, gets no lines."""
 
+    smooth = True
     domain = "x other than 0"
 
     def outside(self, *xs: Interval) -> Tensor:
