@@ -1,6 +1,6 @@
 """Ways to branch, compared: input split, BaBSR, BBPS, FSB; points in the middle, from tables, or chosen by shortcuts.
 
-    python -m benchmarks.ablation [--jobs J] [--limit S] [--images N] [--only NAME ...] [--device D] [--prepare] [--out FILE]
+    python -m benchmarks.ablation [--jobs J] [--limit S] [--images N] [--only NAME ...] [--device D] [--out FILE]
 
 Networks are multilayer perceptrons with sigmoid, tanh, sin and gelu, of 4x100, 4x200 and 6x100 neurons, and a vision
 transformer of two blocks, trained on scikit-learn's digits on first use and kept in benchmarks/cache (`--prepare`
