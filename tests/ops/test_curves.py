@@ -310,3 +310,17 @@ def test_a_parabola_of_tiny_values_is_not_cut_off() -> None:
     drop = torch.tensor([2.5e-21, 2.5e-21])
     exact = 0.5e-21 + 2.5e-21 / 8 + 1e-21 / 5
     assert bool((sampled._parabola(*ends, drop).double() >= exact * (1 - 1e-6)).all())
+
+
+def test_where_the_bend_overflows_nothing_is_known_between_samples() -> None:
+    """An infinite drop must not become the largest number: the fifth power on a box whose values just fit float32."""
+    make = next(
+        m for c, forms in CURVES.items() for n, m, _ in forms if n == "fifth power" and issubclass(c, Sampled)
+    )
+    op = make(1).to(torch.float32)
+    x = Interval(torch.tensor([[-2.1561004e7]]), torch.tensor([[4.4809936e7]]))
+    slope = torch.tensor([[2.5e30]])
+    at = torch.linspace(-2.1561004e7, 4.4809936e7, 200001, dtype=torch.float64)
+    rest = at**5 - float(slope) * at
+    assert float(op.support_max(slope, x)) >= float(rest.max())
+    assert float(op.support_min(slope, x)) <= float(rest.min())

@@ -80,7 +80,9 @@ class Sampled(Curve):
             -found.bend.lower if sign > 0 else found.bend.upper, torch.zeros_like(values[1:])
         )
         drop = (1 + 1e-5) * curve * (points[1:] - points[:-1]).square()  # k h^2
-        drop = torch.nan_to_num(drop, nan=torch.inf)
+        drop = torch.nan_to_num(
+            drop, nan=torch.inf, posinf=torch.inf
+        )  # an overflow is not the largest number
         most = found.whole.upper if sign > 0 else -found.whole.lower
         line = sign * slope * points
         ends = values - line + 4 * info.eps * (values.abs() + line.abs()) + info.tiny * (8 + slope.abs())
@@ -277,7 +279,7 @@ class Fused(Sampled):
         middle = x.center.clamp(x.lower, x.upper)
         at, turn = self._enclosed(2, Interval(middle, middle)), self._enclosed(3, x).magnitude
         radius = torch.maximum(x.upper - middle, middle - x.lower)
-        spread = torch.nan_to_num((1 + 1e-5) * radius * turn, nan=torch.inf)
+        spread = torch.nan_to_num((1 + 1e-5) * radius * turn, nan=torch.inf, posinf=torch.inf)
         return Interval(
             torch.maximum(whole.lower, at.lower - spread), torch.minimum(whole.upper, at.upper + spread)
         )
