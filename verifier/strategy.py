@@ -205,7 +205,7 @@ class _Run:
         until = time.monotonic() + LINEAR_SHARES[min(self.turns, 1)] * share
         self.turns += 1
         found = linear.start(until)
-        few = int((self.compiled.upper > self.compiled.lower).sum(1).amax()) < LINEAR_INPUTS
+        few = self.compiled.varying < LINEAR_INPUTS
         if found is None:
             left = until - time.monotonic()
             found = linear.run(time.monotonic() + (LINEAR_FEW if few or linear.flat else 1.0) * left)
@@ -265,7 +265,7 @@ class _Run:
                 bounder = self._with_cuts(bounder, start)
             heuristic = HEURISTICS.get(self.options.branching, HEURISTICS["fsb"])
             batch = _wide_batch(bounder)
-            few = int((compiled.upper > compiled.lower).sum(1).amax()) <= INPUT_DIMENSIONS
+            few = compiled.varying <= INPUT_DIMENSIONS
             tried = INPUTS_TRIED if few and self.options.branching == "auto" else 0
             free = min(batch, FREE) if self.device.type == "cuda" else 0
             brancher = ActivationBrancher(bounder, heuristic, free, tried)
@@ -293,11 +293,10 @@ class _Run:
     def _splits_activations(self, bounder: Bounder) -> bool:
         if self.options.branching != "auto":
             return self.options.branching != "input"
-        varying = (self.compiled.upper > self.compiled.lower).sum(1).amax()
         ops = [bounder.graph.nodes[i].op for i in bounder.elementwise]
         smooth = any(isinstance(op, Univariate) and op.smooth for op in ops)
         most = SMOOTH_DIMENSIONS if smooth else INPUT_DIMENSIONS
-        large = int(varying) > most or _work(bounder.graph) > INPUT_WORK
+        large = self.compiled.varying > most or _work(bounder.graph) > INPUT_WORK
         return bool(bounder.elementwise) and large
 
     def _root(self, bounder: Bounder, start: Domains) -> Root:

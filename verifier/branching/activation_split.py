@@ -14,7 +14,7 @@ from verifier.branching.bounded import Bounded
 from verifier.branching.bounding import Bounder
 from verifier.branching.domains import Domains
 from verifier.branching.input_split import InputBrancher, halves
-from verifier.branching.parts import Side, all_parts, cuts_at, one_part, points_at, spread_points
+from verifier.branching.parts import Side, all_parts, by_node, cuts_at, one_part, points_at, spread_points
 from verifier.branching.scores import Argument, shortcut
 from verifier.graph import Interval
 
@@ -210,11 +210,7 @@ class ActivationBrancher:
         bounder, planes = self.bounder, self.bounder.facts.planes
         assert planes is not None
         score = places.new_zeros(*places.shape, 2, dtype=torch.float64)
-        start = 0
-        for i in nodes:
-            size = bounder.graph.nodes[i].numel
-            rows, k = ((places >= start) & (places < start + size)).nonzero(as_tuple=True)
-            column = places[rows, k] - start
+        for i, (rows, k), column in by_node(bounder.graph, nodes, places):
             ends = [t.flatten(1)[rows, column] for t in bounded.bounds[i].expand(len(domains))]
             point = points[rows, k]
             for high, half in enumerate((Interval(ends[0], point), Interval(point, ends[1]))):
@@ -222,7 +218,6 @@ class ActivationBrancher:
                 score[rows, k, high] = shortcut(
                     bounder.graph, bounder.target, bounded, planes, i, argument, bool(high)
                 )
-            start += size
         return score
 
 

@@ -145,6 +145,12 @@ def middles(domains: Domains) -> Tensor:
     return domains.lower + (domains.upper - domains.lower) / 2
 
 
+def _where_halved(domains: Domains, score: Tensor) -> Tensor:
+    """`score` [M, n_in] where halving a coordinate gives two parts, -1 where no number lies between its ends."""
+    middle = middles(domains)
+    return torch.where((middle > domains.lower) & (middle < domains.upper), score, -1.0)
+
+
 @dataclass(frozen=True, eq=False)
 class InputBrancher:
     """Halves every box along the coordinate with the best score; along the next ones too where fewer than `free` boxes
@@ -164,8 +170,7 @@ class InputBrancher:
             if 2 * len(kept) > self.free:
                 break
             score = score.scatter(1, best.unsqueeze(1), value.unsqueeze(1) / 2).repeat(2, 1)
-            middle = middles(kept)
-            score = torch.where((middle > kept.lower) & (middle < kept.upper), score, -1.0)
+            score = _where_halved(kept, score)
             if bool((score.amax(1) < 0).any()):
                 break
         return kept, stuck
@@ -186,5 +191,4 @@ class InputBrancher:
             score = shares(domains, bounded, self.bounder.clauses, jacobian, whole)
         else:
             score = scores(domains, bounded, self.bounder.clauses, jacobian)
-        middle = middles(domains)
-        return torch.where((middle > domains.lower) & (middle < domains.upper), score + 1e-30, -1.0)
+        return _where_halved(domains, score + 1e-30)

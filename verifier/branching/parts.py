@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -14,7 +14,7 @@ from verifier.branching.bounding import Bounder
 from verifier.branching.domains import Domains
 from verifier.branching.multipliers import add_multipliers, forget, split_multipliers
 from verifier.branching.points import RULES, movable
-from verifier.graph import Elementwise, Interval, Univariate
+from verifier.graph import Elementwise, Graph, Interval, Univariate
 
 PLACES = (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9)
 """Parts of an enclosure to cut at: what a split gains often lies in closing one small part at once."""
@@ -48,18 +48,28 @@ class Cut:
     alone: Tensor | None = None
 
 
+def by_node(
+    graph: Graph, nodes: Sequence[int], places: Tensor
+) -> Iterator[tuple[int, tuple[Tensor, ...], Tensor]]:
+    """For each of `nodes` that some of `places` (elements of all of these, one node after the other) lie in: the node,
+    where in `places` these are (an index), and which of the node's elements each is."""
+    start = 0
+    for i in nodes:
+        size = graph.nodes[i].numel
+        at = ((places >= start) & (places < start + size)).nonzero(as_tuple=True)
+        if len(at[0]):
+            yield i, at, places[at] - start
+        start += size
+
+
 def cuts_at(
     bounder: Bounder, bounded: Bounded, nodes: Sequence[int], places: Tensor, points: Tensor
 ) -> list[Cut]:
     """Cuts of the neurons at `places` [M] among all of `nodes`, at `points` [M], node by node."""
-    cuts, start = [], 0
-    for i in nodes:
-        size = bounder.graph.nodes[i].numel
-        rows = ((places >= start) & (places < start + size)).nonzero()[:, 0]
-        if len(rows):
-            cuts.append(_cut(bounder, bounded, i, rows, places[rows] - start, points[rows]))
-        start += size
-    return cuts
+    return [
+        _cut(bounder, bounded, i, rows, column, points[rows])
+        for i, (rows,), column in by_node(bounder.graph, nodes, places)
+    ]
 
 
 def points_at(
@@ -67,14 +77,9 @@ def points_at(
 ) -> Tensor:
     """Where the neurons at `places` [M, K] among all of `nodes` are cut, by a rule of `points.RULES`: [M, K]."""
     found = torch.zeros(places.shape, dtype=bounder.dtype, device=places.device)
-    start = 0
-    for i in nodes:
-        size = bounder.graph.nodes[i].numel
-        rows, k = ((places >= start) & (places < start + size)).nonzero(as_tuple=True)
-        if len(rows):
-            own = branching_points(bounder, i, bounded, len(places), rule).flatten(1)
-            found[rows, k] = own[rows, places[rows, k] - start]
-        start += size
+    for i, (rows, k), column in by_node(bounder.graph, nodes, places):
+        own = branching_points(bounder, i, bounded, len(places), rule).flatten(1)
+        found[rows, k] = own[rows, column]
     return found
 
 
@@ -85,15 +90,10 @@ def spread_points(
     enclosure; elsewhere the same again."""
     found = points.unsqueeze(2).repeat(1, 1, 1 + len(PLACES))
     part = torch.tensor(PLACES, dtype=points.dtype, device=points.device)
-    start = 0
-    for i in nodes:
-        size = bounder.graph.nodes[i].numel
+    for i, (rows, k), column in by_node(bounder.graph, nodes, places):
         if _smooth(bounder, i):
-            rows, k = ((places >= start) & (places < start + size)).nonzero(as_tuple=True)
-            column = places[rows, k] - start
             low, high = (t.flatten(1)[rows, column] for t in bounded.bounds[i].expand(len(places)))
             found[rows, k, 1:] = low.unsqueeze(1) + part * (high - low).unsqueeze(1)
-        start += size
     return found
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional
 
 from verifier.models.delta_layer import DeltaLayer
-from verifier.models.layer import Form, decay_parameters, linear
+from verifier.models.layer import Form, decay_parameters, linear, log_decay_of
 
 
 class DeltaProduct(DeltaLayer):
@@ -36,5 +35,5 @@ class DeltaProduct(DeltaLayer):
     def forward(self, x: Tensor) -> Tensor:
         log_decay = None
         if self.decay:
-            log_decay = -self.A_log.exp() * functional.softplus(self.a_proj(x) + self.dt_bias)
+            log_decay = log_decay_of(self.a_proj(x), self.A_log, self.dt_bias)
         return self.apply_rule(x, self.form, True, log_decay)

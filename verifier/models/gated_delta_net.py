@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional
 
 from verifier.models.delta_layer import DeltaLayer
-from verifier.models.layer import Form, decay_parameters, linear
+from verifier.models.layer import Form, decay_parameters, linear, log_decay_of
 
 
 class GatedDeltaNet(DeltaLayer):
@@ -32,5 +31,5 @@ class GatedDeltaNet(DeltaLayer):
         self.A_log, self.dt_bias = decay_parameters(num_heads)
 
     def forward(self, x: Tensor) -> Tensor:
-        log_decay = -self.A_log.exp() * functional.softplus(self.a_proj(x) + self.dt_bias)
+        log_decay = log_decay_of(self.a_proj(x), self.A_log, self.dt_bias)
         return self.apply_rule(x, self.form, self.negative, log_decay)

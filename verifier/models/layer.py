@@ -140,6 +140,11 @@ def decay_parameters(heads: int) -> tuple[nn.Parameter, nn.Parameter]:
     return nn.Parameter(rates.log()), nn.Parameter(steps + torch.log(-torch.expm1(-steps)))
 
 
+def log_decay_of(x: Tensor, a_log: Tensor, dt_bias: Tensor) -> Tensor:
+    """The logarithm of that decay, -exp(A_log) softplus(x + dt_bias), for x [..., heads]."""
+    return -a_log.exp() * functional.softplus(x + dt_bias)
+
+
 def accept_names(module: nn.Module, names: Mapping[str, str]) -> None:
     """Let `load_state_dict` take parameters whose names begin otherwise: {begins with: is here}."""
 

@@ -17,6 +17,7 @@ from verifier.models.layer import (
     l2_normalised,
     length,
     linear,
+    log_decay_of,
 )
 from verifier.models.recurrence import corrected
 
@@ -66,7 +67,7 @@ class MixtureOfMemories(SequenceLayer):
             q, k, v = (_routed_conv(y, chosen, layer) for y, layer in zip((q, k, v), layers, strict=True))
         q, k, v = (functional.silu(y).unflatten(-1, (self.num_heads, -1)) for y in (q, k, v))
         q, k = l2_normalised(q) * q.shape[-1] ** -0.5, l2_normalised(k)
-        decay = (-self.A_log.exp() * functional.softplus(a + self.dt_bias)).exp()
+        decay = log_decay_of(a, self.A_log, self.dt_bias).exp()
         beta, outputs, state = b.sigmoid(), [], None
         for t in range(length(x)):
             old = None if state is None else decay[:, t, ..., None, None] * state

@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from verifier.models.layer import Form, length
 from verifier.models.mlstm_layer import MLSTMLayer
-from verifier.models.recurrence import decayed_attention
 
 
 class MLSTM(MLSTMLayer):
@@ -36,18 +35,9 @@ class MLSTM(MLSTMLayer):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v, i, f = self.inputs(x)
         if not self.stabilised:
-            return self.outputs(x, self._plain(q, k, v, i, f))
+            return self.outputs(x, self.sums(q, k * i.exp()[..., None], v, f, normalise=True))
         steps = self._rows if self.form == "parallel" else self._steps
         return self.outputs(x, steps(q, k, v, i, functional.logsigmoid(f)))
-
-    def _plain(self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor) -> Tensor:
-        both = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # the ones sum up n . q
-        log_decay, decay = functional.logsigmoid(f)[..., None], f.sigmoid()[..., None]
-        parallel = self.form == "parallel"
-        sums = decayed_attention(
-            q, k * i.exp()[..., None], both, log_decay, parallel, decay, chunk=self.chunk
-        )
-        return sums[..., :-1] / (sums[..., -1:].abs().clamp(min=1.0) + 1e-6)
 
     def _steps(self, q: Tensor, k: Tensor, v: Tensor, i: Tensor, log_f: Tensor) -> Tensor:
         top = i[:, 0]

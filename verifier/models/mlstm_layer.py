@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from verifier.models.layer import SequenceLayer, linear, split_heads
+from verifier.models.recurrence import decayed_attention
 
 
 class MLSTMLayer(SequenceLayer):
@@ -31,6 +32,15 @@ class MLSTMLayer(SequenceLayer):
         q, k, v = (split_heads(p(x), self.num_heads) for p in (self.q, self.k, self.v))
         i, f = (self.cap * (p(x) / self.cap).tanh() for p in (self.igate_preact, self.fgate_preact))
         return q * q.shape[-1] ** -0.5, k, v, i, f
+
+    def sums(self, q: Tensor, k: Tensor, v: Tensor, f: Tensor, normalise: bool) -> Tensor:
+        """h_t = C_t^T q_t with C_t = sigmoid(f_t) C_(t-1) + k_t v_t^T; to `normalise` divides it by
+        max(|n_t . q_t|, 1), n_t = sigmoid(f_t) n_(t-1) + k_t."""
+        if normalise:
+            v = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # the ones sum up n . q
+        log_decay, decay = functional.logsigmoid(f)[..., None], f.sigmoid()[..., None]
+        h = decayed_attention(q, k, v, log_decay, self.form == "parallel", decay, chunk=self.chunk)
+        return h[..., :-1] / (h[..., -1:].abs().clamp(min=1.0) + 1e-6) if normalise else h
 
     def outputs(self, x: Tensor, h: Tensor) -> Tensor:
         """Norm, gate and projection of h [B, T, H, d]."""

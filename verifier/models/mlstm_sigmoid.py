@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from verifier.models.layer import Form
 from verifier.models.mlstm_layer import MLSTMLayer
-from verifier.models.recurrence import decayed_attention
 
 
 class MLSTMSigmoid(MLSTMLayer):
@@ -34,11 +31,4 @@ class MLSTMSigmoid(MLSTMLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v, i, f = self.inputs(x)
-        if self.normalise:
-            v = torch.cat([v, torch.ones_like(v[..., :1])], -1)  # the ones sum up n . q
-        log_decay, decay = functional.logsigmoid(f)[..., None], f.sigmoid()[..., None]
-        parallel = self.form == "parallel"
-        h = decayed_attention(q, k * i.sigmoid()[..., None], v, log_decay, parallel, decay, chunk=self.chunk)
-        if self.normalise:
-            h = h[..., :-1] / (h[..., -1:].abs().clamp(min=1.0) + 1e-6)
-        return self.outputs(x, h)
+        return self.outputs(x, self.sums(q, k * i.sigmoid()[..., None], v, f, self.normalise))

@@ -16,9 +16,9 @@ from verifier.graph import Builder, Value
 from verifier.graph.op import Shape
 from verifier.graph.registry import Body, OnnxNode, Subgraph, Unsupported, onnx_op
 from verifier.ops.integers import integral
-from verifier.ops.movement import permute, reshape, take
+from verifier.ops.movement import permute, take
 from verifier.ops.repeat import repeat
-from verifier.ops.select import concat
+from verifier.ops.select import flip, stack
 
 MOST_ROUNDS, MOST_ALIKE = 1 << 12, 1 << 16
 """Rounds that are written out here, and rounds of a `Repeat`; longer loops are refused."""
@@ -64,7 +64,7 @@ def _scan(builder: Builder, node: OnnxNode) -> list[Value]:
     axes, backwards = (_per(node, f"scan_input_{kind}", count) for kind in ("axes", "directions"))
     for k, value in enumerate(sequences):
         value = _moved(builder, value, axes[k] % len(builder.shape(value)), 0)
-        sequences[k] = _flipped(builder, value) if backwards[k] else value
+        sequences[k] = flip(builder, value) if backwards[k] else value
     lengths = {builder.shape(v)[0] for v in sequences}
     if len(lengths) != 1:
         raise ValueError(f"Its sequences have different lengths: {sorted(lengths)}.")
@@ -83,7 +83,7 @@ def _scan(builder: Builder, node: OnnxNode) -> list[Value]:
     last, emissions = found[: len(states)], found[len(states) :]
     axes, backwards = (_per(node, f"scan_output_{kind}", len(emissions)) for kind in ("axes", "directions"))
     for k, value in enumerate(emissions):
-        value = _flipped(builder, value) if backwards[k] else value
+        value = flip(builder, value) if backwards[k] else value
         emissions[k] = _moved(builder, value, 0, axes[k] % len(builder.shape(value)))
     return [*last, *emissions]
 
@@ -149,10 +149,7 @@ def _stacked(
         if any(k >= states for k in node.used):
             raise Unsupported("what it collects is empty, because it has no rounds")
         return []
-    return [
-        concat(builder, [reshape(builder, v, (1, *builder.shape(v))) for v in values], 0)
-        for values in zip(*emitted, strict=True)
-    ]
+    return [stack(builder, values) for values in zip(*emitted, strict=True)]
 
 
 def _truth(builder: Builder, value: Value | None, what: str) -> bool:
@@ -177,7 +174,3 @@ def _moved(builder: Builder, x: Value, source: int, to: int) -> Value:
     axes = [a for a in range(len(builder.shape(x))) if a != source]
     axes.insert(to, source)
     return permute(builder, x, axes)
-
-
-def _flipped(builder: Builder, x: Value) -> Value:
-    return take(builder, x, lambda t: t.flip(0))

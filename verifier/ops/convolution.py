@@ -277,12 +277,7 @@ class Conv(Affine):
     def vjp(
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
     ) -> Sequence[Value | None]:
-        """Without the bias, which the transpose of the transpose would have to subtract again."""
-        return [
-            builder.add(
-                Transposed(replace(self, bias=None, doubt=None), 0, (builder.shape(inputs[0]),)), cotangent
-            )
-        ]
+        return [_transposed(builder, self, inputs[0], cotangent)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -365,12 +360,7 @@ class ConvTranspose(Affine):
     def vjp(
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
     ) -> Sequence[Value | None]:
-        """Without the bias, which the transpose of the transpose would have to subtract again."""
-        return [
-            builder.add(
-                Transposed(replace(self, bias=None, doubt=None), 0, (builder.shape(inputs[0]),)), cotangent
-            )
-        ]
+        return [_transposed(builder, self, inputs[0], cotangent)]
 
 
 def window_of(node: OnnxNode, kernel: Sequence[int], size: Sequence[int]) -> Window:
@@ -486,6 +476,12 @@ def _aten_conv_transpose(
     pads = _numbers(padding, rank)
     window = Window(tuple(w.shape[2:]), _numbers(stride, rank), _numbers(dilation, rank), pads, pads)
     return builder.add(ConvTranspose(w, b, window, _numbers(output_padding, rank), groups), x)
+
+
+def _transposed(builder: Builder, op: Conv | ConvTranspose, x: Value, cotangent: Value) -> Value:
+    """What a cotangent gives x; without the bias, which the transpose of the transpose would have to subtract again."""
+    plain = replace(op, bias=None, doubt=None)
+    return builder.add(Transposed(plain, 0, (builder.shape(x),)), cotangent)
 
 
 def _constants(builder: Builder, weight: Value, bias: Value | None) -> tuple[Tensor, Tensor | None]:

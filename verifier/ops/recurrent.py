@@ -21,7 +21,7 @@ from verifier.ops.movement import take
 from verifier.ops.piecewise_linear import clip
 from verifier.ops.product import multiply
 from verifier.ops.repeat import repeat
-from verifier.ops.select import concat, pad
+from verifier.ops.select import concat, flip, pad
 from verifier.ops.sigmoid import sigmoid, tanh
 
 Activation = Callable[[Builder, Value], Value]
@@ -203,14 +203,10 @@ def _rounds(
     body = Builder()
     carried = [body.input(f"state_{k}", builder.shape(s)) for k, s in enumerate(states)]
     after = cell.step(body, body.input("x", tuple(row)), carried)
-    sequence = _flipped(builder, projected) if reverse else projected
+    sequence = flip(builder, projected) if reverse else projected
     *last, emitted = repeat(builder, body.graph(*after, after[0]), time, len(states), *states, sequence)
-    return _flipped(builder, emitted) if reverse else emitted, last
+    return flip(builder, emitted) if reverse else emitted, last
 
 
 def _zeros(builder: Builder, *shape: int) -> Value:
     return builder.constant(torch.zeros(shape, dtype=torch.float64))
-
-
-def _flipped(builder: Builder, x: Value) -> Value:
-    return take(builder, x, lambda t: t.flip(0))

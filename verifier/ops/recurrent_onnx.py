@@ -12,9 +12,9 @@ from torch import Tensor
 from verifier.graph import Builder, Value
 from verifier.graph.registry import OnnxNode, Unsupported, onnx_converter, onnx_op
 from verifier.ops.arithmetic import scale_shift
-from verifier.ops.movement import permute, reshape, take
+from verifier.ops.movement import permute, take
 from verifier.ops.recurrent import Activation, Cell, Elman, Gru, Lstm, run
-from verifier.ops.select import concat
+from verifier.ops.select import stack
 from verifier.ops.sigmoid import sigmoid, tanh
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ def _layer(builder: Builder, node: OnnxNode, cells: Sequence[Cell], units: int) 
         raise ValueError(f"hidden_size is {node.attributes['hidden_size']}, its weights have {units} units.")
     if batch_first:
         x = permute(builder, x, (1, 0, 2))
-    time, batch, _ = builder.shape(x)
+    batch = builder.shape(x)[1]
     lengths = node.constant(builder, 4, "sequence_lens")
     counts = None if lengths is None else [int(n) for n in lengths.tolist()]
     first = [
@@ -121,10 +121,9 @@ def _layer(builder: Builder, node: OnnxNode, cells: Sequence[Cell], units: int) 
     for k, (cell, reverse) in enumerate(zip(cells, _reversed(node), strict=True)):
         states = [take(builder, s, lambda t, k=k: t[k]) for s in first]
         result, last = run(builder, cell, x, states, reverse, counts)
-        results.append(reshape(builder, result, (time, 1, batch, units)))
-        lasts.append([reshape(builder, v, (1, batch, units)) for v in last])
-    found = [concat(builder, results, 1)]
-    found += [concat(builder, [last[k] for last in lasts], 0) for k in range(len(first))]
+        results.append(result)
+        lasts.append(last)
+    found = [stack(builder, results, 1), *[stack(builder, values) for values in zip(*lasts, strict=True)]]
     if batch_first:
         found = [
             permute(builder, found[0], (2, 0, 1, 3)),

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from verifier.graph import Builder, Value
 from verifier.graph.registry import Unsupported, aten_op
-from verifier.ops.movement import permute, reshape, take
+from verifier.ops.movement import permute, take
 from verifier.ops.piecewise_linear import relu
 from verifier.ops.recurrent import Cell, Elman, Gru, Lstm, run
-from verifier.ops.select import concat
+from verifier.ops.select import concat, stack
 from verifier.ops.sigmoid import tanh
 
 Weights = Sequence["Tensor | None"]
@@ -128,11 +128,8 @@ def _layers(
             results.append(result)
             lasts.append(last)
         x = concat(builder, results, 2)
-    found = [permute(builder, x, (1, 0, 2)) if batch_first else x]
-    for k in range(len(states)):
-        rows = [reshape(builder, last[k], (1, *builder.shape(last[k]))) for last in lasts]
-        found.append(concat(builder, rows, 0))
-    return found
+    x = permute(builder, x, (1, 0, 2)) if batch_first else x
+    return [x, *[stack(builder, values) for values in zip(*lasts, strict=True)]]
 
 
 def _five(weights: Weights, biased: bool) -> Weights:

@@ -26,6 +26,19 @@ def concat(builder: Builder, values: Sequence[Value], axis: int) -> Value:
     return kept[0] if len(kept) == 1 else builder.add(Concat(axis % rank), *kept)
 
 
+def stack(builder: Builder, values: Sequence[Value], axis: int = 0) -> Value:
+    """Values of one shape along a new `axis` (negative counts from the end)."""
+    shape = builder.shape(values[0])
+    axis %= len(shape) + 1
+    rows = [reshape(builder, v, (*shape[:axis], 1, *shape[axis:])) for v in values]
+    return rows[0] if len(rows) == 1 else builder.add(Concat(axis), *rows)
+
+
+def flip(builder: Builder, x: Value, axis: int = 0) -> Value:
+    """x with the elements of one axis in reverse order."""
+    return take(builder, x, lambda t: t.flip(axis))
+
+
 def split(builder: Builder, x: Value, sizes: Sequence[int], axis: int) -> list[Value]:
     if sum(sizes) != builder.shape(x)[axis]:
         raise ValueError(
@@ -224,9 +237,7 @@ def _aten_cat(builder: Builder, tensors: Sequence[Value], dim: int = 0) -> Value
 
 @aten_op("stack.default")
 def _aten_stack(builder: Builder, tensors: Sequence[Value], dim: int = 0) -> Value:
-    axis = dim % (len(builder.shape(tensors[0])) + 1)
-    shape = builder.shape(tensors[0])
-    return concat(builder, [reshape(builder, t, (*shape[:axis], 1, *shape[axis:])) for t in tensors], axis)
+    return stack(builder, tensors, dim)
 
 
 @aten_op("split.Tensor", "split.default")

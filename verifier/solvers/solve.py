@@ -178,7 +178,6 @@ def worthwhile(graph: Graph, compiled: Compiled, bounds: Bounds) -> bool:
     ends = [t for i in order if i in bounds for t in bounds[i]]
     if not all(bool(t.isfinite().all()) for t in ends):
         return False
-    varying = int((compiled.upper > compiled.lower).sum(1).amax())
     neurons = 0
     for i in order:
         op = graph.nodes[i].op
@@ -187,7 +186,8 @@ def worthwhile(graph: Graph, compiled: Compiled, bounds: Bounds) -> bool:
             masks = [op.refinable(k, *boxes).flatten(1) for k in range(len(boxes))]
             neurons += int(torch.stack(masks).any(0).sum(1).amax())
     per, some = PER_INPUT
-    return neurons * (varying + 2 * neurons) <= MAX_ENTRIES and neurons <= per * varying + some
+    most = per * compiled.varying + some
+    return neurons <= most and neurons * (compiled.varying + 2 * neurons) <= MAX_ENTRIES
 
 
 def _supported(graph: Graph) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -68,6 +69,11 @@ class Compiled:
     strict: Tensor
     empty_reason: str | None = None
     _cast: dict[tuple[torch.dtype, str], Graph] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def varying(self) -> int:
+        """In how many inputs a case's box is wider than a point, at most; there is a case."""
+        return int((self.upper > self.lower).sum(1).amax())
 
     def graph_on(self, dtype: torch.dtype, device: torch.device) -> Graph:
         """`graph` in a dtype and on a device, made once."""

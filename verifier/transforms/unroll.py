@@ -8,9 +8,10 @@ from verifier.graph import Builder, Graph, Value
 from verifier.graph.builder import rewritten
 from verifier.graph.op import Constant
 from verifier.ops.arithmetic import Add, add
-from verifier.ops.movement import Concat, reshape, take
+from verifier.ops.movement import take
 from verifier.ops.product import Product, multiply
 from verifier.ops.repeat import Repeat
+from verifier.ops.select import stack
 
 
 def unroll(graph: Graph) -> Graph:
@@ -73,7 +74,4 @@ def _slice(builder: Builder, sequence: Value, step: int) -> Value:
 def _result(builder: Builder, loop: Repeat, rounds: list[list[Value]]) -> Value:
     if not loop.stacked:
         return rounds[-1][loop.output]
-    emitted = [outputs[loop.output] for outputs in rounds]
-    shape = builder.shape(emitted[0])
-    rows = [reshape(builder, value, (1, *shape)) for value in emitted]
-    return rows[0] if len(rows) == 1 else builder.add(Concat(0), *rows)
+    return stack(builder, [outputs[loop.output] for outputs in rounds])
