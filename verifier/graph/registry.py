@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from verifier.graph.builder import Builder, Value
 from verifier.graph.graph import Graph
-from verifier.graph.op import Shape
+from verifier.graph.op import Op, Shape
 
 
 class Unsupported(Exception):
@@ -90,6 +90,7 @@ class OnnxNode:
 
 OnnxConverter = Callable[[Builder, OnnxNode], "Value | Sequence[Value]"]
 AtenConverter = Callable[..., Any]
+Unary = TypeVar("Unary", bound="type[Op] | Callable[[Builder, Value], Value]")
 
 
 @dataclass
@@ -122,6 +123,23 @@ def aten_op(*names: str) -> Callable[[AtenConverter], AtenConverter]:
         for name in names:
             _registry.aten[name] = converter
         return converter
+
+    return register
+
+
+def unary_op(*names: str, note: str = "") -> Callable[[Unary], Unary]:
+    """Register what makes one value of one, an operator's class or f(builder, x): for ONNX operators such as "Sin" and
+    ATen overloads such as "sin.default"."""
+
+    def register(kind: Unary) -> Unary:
+        def make(builder: Builder, x: Value) -> Value:
+            return builder.add(kind(), x) if isinstance(kind, type) else kind(builder, x)
+
+        aten_op(*[n for n in names if "." in n])(make)
+        onnx_op(*[n for n in names if "." not in n], note=note)(
+            lambda builder, node: make(builder, node.required(0))
+        )
+        return kind
 
     return register
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from verifier.graph import Affine, Builder, Interval, Value
 from verifier.graph.coefficients import Coefficients
 from verifier.graph.op import Shape
-from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op, unary_op
 from verifier.ops.movement import broadcast, joint_shape
 
 
@@ -130,6 +130,7 @@ def add(builder: Builder, a: Value, b: Value) -> Value:
     return builder.add(Add(), broadcast(builder, a, shape), broadcast(builder, b, shape))
 
 
+@unary_op("Neg")
 def negate(builder: Builder, x: Value) -> Value:
     return scale_shift(builder, x, scale=-1.0)
 
@@ -171,11 +172,6 @@ def _sum(builder: Builder, node: OnnxNode) -> Value:
 @onnx_op("Sub")
 def _sub(builder: Builder, node: OnnxNode) -> Value:
     return subtract(builder, node.required(0), node.required(1))
-
-
-@onnx_op("Neg")
-def _neg(builder: Builder, node: OnnxNode) -> Value:
-    return negate(builder, node.required(0))
 
 
 def as_value(builder: Builder, x: Value | float) -> Value:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Value
-from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op, unary_op
 from verifier.ops.arithmetic import add, as_value, scale_shift, subtract
 from verifier.ops.integers import integral, whole
 from verifier.ops.movement import broadcast, joint_shape, reshape
@@ -79,6 +79,7 @@ def less(builder: Builder, a: Value, b: Value, strict: bool = True) -> Value:
     return whole(builder, scale_shift(builder, sign, scale=0.5, shift=0.5))
 
 
+@unary_op("Not")
 def not_(builder: Builder, x: Value) -> Value:
     return whole(builder, scale_shift(builder, x, scale=-1.0, shift=1.0))
 
@@ -132,11 +133,6 @@ def _less(builder: Builder, node: OnnxNode) -> Value:
 @onnx_op("Greater", "GreaterOrEqual")
 def _greater(builder: Builder, node: OnnxNode) -> Value:
     return less(builder, node.required(1), node.required(0), node.op_type == "Greater")
-
-
-@onnx_op("Not")
-def _not(builder: Builder, node: OnnxNode) -> Value:
-    return not_(builder, node.required(0))
 
 
 @onnx_op("And")

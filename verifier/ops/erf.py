@@ -13,7 +13,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Curved, Piece, Value
 from verifier.graph.curve import alternating
-from verifier.graph.registry import OnnxNode, aten_op, onnx_op
+from verifier.graph.registry import aten_op, unary_op
 from verifier.ops.arithmetic import scale_shift
 from verifier.ops.product import multiply
 from verifier.ops.sigmoid import S_SHAPE
@@ -21,6 +21,7 @@ from verifier.ops.sigmoid import S_SHAPE
 _PEAK = 2 / math.sqrt(math.pi)
 
 
+@unary_op("Erf", "erf.default")
 @dataclass(frozen=True, eq=False)
 class Erf(Curved):
     """The error function."""
@@ -103,16 +104,6 @@ def _bell(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     for c in coefficients[-2::-1]:
         value = value * x + c
     return value * (-x * x).exp()
-
-
-@onnx_op("Erf")
-def _erf(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Erf(), node.required(0))
-
-
-@aten_op("erf.default")
-def _aten_erf(builder: Builder, x: Value) -> Value:
-    return builder.add(Erf(), x)
 
 
 @aten_op("erfc.default")

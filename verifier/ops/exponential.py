@@ -11,7 +11,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Interval, Parameter, Univariate, Value
 from verifier.graph.op import Shape
-from verifier.graph.registry import OnnxNode, aten_op, onnx_op
+from verifier.graph.registry import unary_op
 from verifier.ops.product import multiply
 
 _ROUNDING = 4
@@ -20,6 +20,7 @@ _ROOM = 2.0**-20
 """Lower ends stop at this part of the largest number, so that sums of them are finite, hence bounds, too."""
 
 
+@unary_op("Exp", "exp.default")
 @dataclass(frozen=True, eq=False)
 class Exp(Univariate):
     """e^x: below any tangent, above the chord. Where it overflows there is no line above."""
@@ -85,13 +86,3 @@ def _error(slope: Tensor, point: Tensor) -> Tensor:
     info = torch.finfo(point.dtype)
     size = point.exp() + (slope * point).abs() + slope.abs()
     return (2 * _ROUNDING * info.eps * size + 256 * info.tiny).detach()
-
-
-@onnx_op("Exp")
-def _exp(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Exp(), node.required(0))
-
-
-@aten_op("exp.default")
-def _aten_exp(builder: Builder, x: Value) -> Value:
-    return builder.add(Exp(), x)

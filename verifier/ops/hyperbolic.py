@@ -11,7 +11,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Curved, Interval, Piece, Value
 from verifier.graph.curve import alternating
-from verifier.graph.registry import OnnxNode, aten_op, onnx_op
+from verifier.graph.registry import unary_op
 from verifier.ops.arithmetic import scale_shift
 from verifier.ops.power import power
 from verifier.ops.product import multiply, square
@@ -28,6 +28,7 @@ class _Hyperbolic(Curved):
         return x.magnitude < math.log(torch.finfo(x.lower.dtype).max) * 0.9
 
 
+@unary_op("Sinh", "sinh.default")
 @dataclass(frozen=True, eq=False)
 class Sinh(_Hyperbolic):
     """The hyperbolic sine: concave, then convex."""
@@ -54,6 +55,7 @@ class Sinh(_Hyperbolic):
         return [multiply(builder, cotangent, builder.add(Cosh(), inputs[0]))]
 
 
+@unary_op("Cosh", "cosh.default")
 @dataclass(frozen=True, eq=False)
 class Cosh(_Hyperbolic):
     """The hyperbolic cosine."""
@@ -79,6 +81,7 @@ class Cosh(_Hyperbolic):
         return [multiply(builder, cotangent, builder.add(Sinh(), inputs[0]))]
 
 
+@unary_op("Asinh", "asinh.default")
 @dataclass(frozen=True, eq=False)
 class Asinh(Curved):
     """The inverse of the hyperbolic sine."""
@@ -107,6 +110,7 @@ class Asinh(Curved):
         return [multiply(builder, cotangent, power(builder, inner, -0.5))]
 
 
+@unary_op("Atanh", "atanh.default")
 @dataclass(frozen=True, eq=False)
 class Atanh(Between):
     """The inverse of the hyperbolic tangent, on (-1, 1)."""
@@ -137,6 +141,7 @@ class Atanh(Between):
         return [multiply(builder, cotangent, builder.add(Reciprocal(), inner))]
 
 
+@unary_op("Acosh", "acosh.default")
 @dataclass(frozen=True, eq=False)
 class Acosh(Curved):
     """The inverse of the hyperbolic cosine, from 1 on."""
@@ -179,53 +184,3 @@ class Acosh(Curved):
     ) -> Sequence[Value | None]:
         inner = scale_shift(builder, square(builder, inputs[0]), shift=-1.0)
         return [multiply(builder, cotangent, power(builder, inner, -0.5))]
-
-
-@onnx_op("Sinh")
-def _sinh(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Sinh(), node.required(0))
-
-
-@onnx_op("Cosh")
-def _cosh(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Cosh(), node.required(0))
-
-
-@aten_op("sinh.default")
-def _aten_sinh(builder: Builder, x: Value) -> Value:
-    return builder.add(Sinh(), x)
-
-
-@aten_op("cosh.default")
-def _aten_cosh(builder: Builder, x: Value) -> Value:
-    return builder.add(Cosh(), x)
-
-
-@onnx_op("Asinh")
-def _asinh(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Asinh(), node.required(0))
-
-
-@aten_op("asinh.default")
-def _aten_asinh(builder: Builder, x: Value) -> Value:
-    return builder.add(Asinh(), x)
-
-
-@onnx_op("Atanh")
-def _atanh(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Atanh(), node.required(0))
-
-
-@aten_op("atanh.default")
-def _aten_atanh(builder: Builder, x: Value) -> Value:
-    return builder.add(Atanh(), x)
-
-
-@onnx_op("Acosh")
-def _acosh(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Acosh(), node.required(0))
-
-
-@aten_op("acosh.default")
-def _aten_acosh(builder: Builder, x: Value) -> Value:
-    return builder.add(Acosh(), x)

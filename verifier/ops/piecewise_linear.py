@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Interval, Parameter, Relaxation, Univariate, Value
 from verifier.graph.op import Shape, negligible
-from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op, unary_op
 from verifier.ops.arithmetic import scale_shift
 from verifier.ops.movement import broadcast
 from verifier.ops.product import multiply
@@ -299,6 +299,7 @@ def piecewise_linear(knots: list[float], slopes: list[float], value: float) -> P
     return PiecewiseLinear(*[torch.tensor(v, dtype=torch.float64) for v in (knots, slopes, values)])
 
 
+@unary_op("Abs", "abs.default")
 def absolute(builder: Builder, x: Value) -> Value:
     return prelu(builder, x, torch.tensor(-1.0, dtype=torch.float64))
 
@@ -307,6 +308,7 @@ def leaky_relu(builder: Builder, x: Value, slope: float) -> Value:
     return prelu(builder, x, torch.tensor(slope, dtype=torch.float64))
 
 
+@unary_op("Relu", "relu.default", "relu_.default")
 def relu(builder: Builder, x: Value) -> Value:
     return builder.add(Relu(), x)
 
@@ -332,11 +334,6 @@ def prelu(builder: Builder, x: Value, slope: Tensor) -> Value:
     return builder.add(PRelu(slope), broadcast(builder, x, shape))
 
 
-@onnx_op("Relu")
-def _relu(builder: Builder, node: OnnxNode) -> Value:
-    return relu(builder, node.required(0))
-
-
 @onnx_op("LeakyRelu")
 def _leaky_relu(builder: Builder, node: OnnxNode) -> Value:
     return leaky_relu(builder, node.required(0), node.attributes.get("alpha", 0.01))
@@ -348,11 +345,6 @@ def _prelu(builder: Builder, node: OnnxNode) -> Value:
     if slope is None:
         raise Unsupported("the slope is missing")
     return prelu(builder, node.required(0), slope)
-
-
-@onnx_op("Abs")
-def _abs(builder: Builder, node: OnnxNode) -> Value:
-    return absolute(builder, node.required(0))
 
 
 @onnx_op("Clip")
@@ -374,11 +366,6 @@ def _hard_sigmoid(builder: Builder, node: OnnxNode) -> Value:
     )
 
 
-@aten_op("relu.default", "relu_.default")
-def _aten_relu(builder: Builder, x: Value) -> Value:
-    return relu(builder, x)
-
-
 @aten_op("leaky_relu.default", "leaky_relu_.default")
 def _aten_leaky_relu(builder: Builder, x: Value, negative_slope: float = 0.01) -> Value:
     return leaky_relu(builder, x, float(negative_slope))
@@ -393,11 +380,6 @@ def _aten_prelu(builder: Builder, x: Value, weight: Value) -> Value:
     if slope.dim() == 1 and slope.numel() > 1 and rank > 1:
         slope = slope.view(-1, *([1] * (rank - 2)))
     return prelu(builder, x, slope)
-
-
-@aten_op("abs.default")
-def _aten_abs(builder: Builder, x: Value) -> Value:
-    return absolute(builder, x)
 
 
 @aten_op("clamp.default")

@@ -13,7 +13,7 @@ from torch import Tensor
 from verifier.graph import Builder, Curve, Interval, Value
 from verifier.graph.curve import known
 from verifier.graph.op import Shape
-from verifier.graph.registry import OnnxNode, aten_op, onnx_op
+from verifier.graph.registry import unary_op
 from verifier.ops.movement import joint_shape
 from verifier.ops.product import multiply
 
@@ -275,18 +275,9 @@ def _bases(grid: np.ndarray, origins: np.ndarray, degree: int) -> np.ndarray:
     return table
 
 
+@unary_op("HardSwish", "hardswish.default", "hardswish_.default")
 def hard_swish(builder: Builder, x: Value, alpha: float = 1 / 6, beta: float = 0.5) -> Value:
     """x * max(0, min(1, alpha x + beta)), alpha > 0."""
     knots = torch.tensor([-beta / alpha, (1 - beta) / alpha], dtype=torch.float64)
     coefficients = torch.tensor([[0.0, 0.0, 0.0], [0.0, beta, alpha], [0.0, 1.0, 0.0]], dtype=torch.float64)
     return builder.add(PiecewisePolynomial(knots, torch.zeros(3, dtype=torch.float64), coefficients), x)
-
-
-@onnx_op("HardSwish")
-def _hard_swish(builder: Builder, node: OnnxNode) -> Value:
-    return hard_swish(builder, node.required(0))
-
-
-@aten_op("hardswish.default", "hardswish_.default")
-def _aten_hard_swish(builder: Builder, x: Value) -> Value:
-    return hard_swish(builder, x)

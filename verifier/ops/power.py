@@ -11,7 +11,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Curved, Interval, Piece, Value
 from verifier.graph.curve import calm
-from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op, unary_op
 from verifier.ops.arithmetic import as_value, scale_shift
 from verifier.ops.exponential import Exp
 from verifier.ops.movement import broadcast, joint_shape
@@ -222,6 +222,7 @@ def raised(builder: Builder, x: Value, exponent: Value) -> Value:
     return builder.add(Exp(), scale_shift(builder, exponent, scale=base.double().log()))
 
 
+@unary_op("Log", "log.default")
 def log(builder: Builder, x: Value) -> Value:
     return builder.add(Log(), x)
 
@@ -231,14 +232,9 @@ def _pow(builder: Builder, node: OnnxNode) -> Value:
     return raised(builder, node.required(0), node.required(1))
 
 
-@onnx_op("Sqrt")
-def _sqrt(builder: Builder, node: OnnxNode) -> Value:
-    return power(builder, node.required(0), 0.5)
-
-
-@onnx_op("Log")
-def _log(builder: Builder, node: OnnxNode) -> Value:
-    return log(builder, node.required(0))
+@unary_op("Sqrt", "sqrt.default")
+def _sqrt(builder: Builder, x: Value) -> Value:
+    return power(builder, x, 0.5)
 
 
 @aten_op("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar")
@@ -246,19 +242,9 @@ def _aten_pow(builder: Builder, x: Value | float, exponent: Value | float) -> Va
     return raised(builder, as_value(builder, x), as_value(builder, exponent))
 
 
-@aten_op("sqrt.default")
-def _aten_sqrt(builder: Builder, x: Value) -> Value:
-    return power(builder, x, 0.5)
-
-
 @aten_op("rsqrt.default")
 def _aten_rsqrt(builder: Builder, x: Value) -> Value:
     return power(builder, x, -0.5)
-
-
-@aten_op("log.default")
-def _aten_log(builder: Builder, x: Value) -> Value:
-    return log(builder, x)
 
 
 @aten_op("log2.default")

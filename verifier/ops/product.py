@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Univariate, Value
 from verifier.graph.op import Op
-from verifier.graph.registry import OnnxNode, aten_op, onnx_op
+from verifier.graph.registry import OnnxNode, aten_op, onnx_op, unary_op
 from verifier.ops.arithmetic import as_value, scale_shift
 from verifier.ops.movement import Permute, Reshape, Take, broadcast, joint_shape
 
@@ -172,6 +172,7 @@ def _moved(builder: Builder, x: Value) -> tuple[Value, list[Op]]:
     return x, steps
 
 
+@unary_op("square.default")
 def square(builder: Builder, x: Value) -> Value:
     return builder.add(Square(), x)
 
@@ -184,8 +185,3 @@ def _mul(builder: Builder, node: OnnxNode) -> Value:
 @aten_op("mul.Tensor", "mul.Scalar")
 def _aten_mul(builder: Builder, a: Value, b: Value | float) -> Value:
     return multiply(builder, a, as_value(builder, b))
-
-
-@aten_op("square.default")
-def _aten_square(builder: Builder, x: Value) -> Value:
-    return square(builder, x)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Interval, Parameter, Univariate, Value
-from verifier.graph.registry import OnnxNode, aten_op, onnx_op
+from verifier.graph.registry import unary_op
 from verifier.ops.arithmetic import negate
 from verifier.ops.product import multiply, outward, square
 
 
+@unary_op("Reciprocal", "reciprocal.default")
 @dataclass(frozen=True, eq=False)
 class Reciprocal(Univariate):
     """1 / x. On an interval of one sign it is convex or its negative is: between a tangent and the chord. An interval
@@ -107,13 +108,3 @@ def _least(slope: Tensor, y: Interval) -> Tensor:
 def _error(slope: Tensor, point: Tensor) -> Tensor:
     info = torch.finfo(point.dtype)
     return (8 * info.eps * (point.reciprocal() + (slope * point).abs()) + 8 * info.tiny).detach()
-
-
-@onnx_op("Reciprocal")
-def _reciprocal(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Reciprocal(), node.required(0))
-
-
-@aten_op("reciprocal.default")
-def _aten_reciprocal(builder: Builder, x: Value) -> Value:
-    return builder.add(Reciprocal(), x)

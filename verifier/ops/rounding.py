@@ -10,7 +10,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Curve, Interval, Value
 from verifier.graph.curve import known
-from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.graph.registry import Unsupported, aten_op, unary_op
 from verifier.ops.arithmetic import scale_shift
 from verifier.ops.sign import Sign
 
@@ -91,6 +91,7 @@ class Staircase(Curve):
         return nearest.clamp(xs[0].lower, xs[0].upper)
 
 
+@unary_op("Floor", "floor.default")
 def floor(builder: Builder, x: Value) -> Value:
     return builder.add(Staircase(Rounding.DOWN), x)
 
@@ -104,33 +105,13 @@ def heaviside(builder: Builder, x: Value, at_zero: Value) -> Value:
     return scale_shift(builder, builder.add(Sign(2 * known[0] - 1), x), scale=0.5, shift=0.5)
 
 
-@onnx_op("Floor")
-def _floor(builder: Builder, node: OnnxNode) -> Value:
-    return floor(builder, node.required(0))
-
-
-@onnx_op("Ceil")
-def _ceil(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Staircase(Rounding.UP), node.required(0))
-
-
-@onnx_op("Round")
-def _round(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Staircase(Rounding.NEAREST), node.required(0))
-
-
-@aten_op("floor.default")
-def _aten_floor(builder: Builder, x: Value) -> Value:
-    return floor(builder, x)
-
-
-@aten_op("ceil.default")
-def _aten_ceil(builder: Builder, x: Value) -> Value:
+@unary_op("Ceil", "ceil.default")
+def _ceil(builder: Builder, x: Value) -> Value:
     return builder.add(Staircase(Rounding.UP), x)
 
 
-@aten_op("round.default")
-def _aten_round(builder: Builder, x: Value) -> Value:
+@unary_op("Round", "round.default")
+def _round(builder: Builder, x: Value) -> Value:
     return builder.add(Staircase(Rounding.NEAREST), x)
 
 

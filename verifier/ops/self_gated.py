@@ -16,7 +16,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Curved, Piece, Value
 from verifier.graph.curve import alternating
-from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op, unary_op
 from verifier.ops.arithmetic import scale_shift
 from verifier.ops.product import multiply
 
@@ -174,6 +174,7 @@ class Gelu(SelfGated):
         return plus * hermite * (-x * x / 2).exp() / math.sqrt(2 * math.pi)
 
 
+@unary_op("Mish", "mish.default", "mish_.default")
 @dataclass(frozen=True, eq=False)
 class Mish(SelfGated):
     """x tanh(softplus(x))."""
@@ -211,6 +212,7 @@ def _mish(order: int) -> tuple[float, ...]:
     return (*coefficients, *[0.0] * (2 * order + 3 - len(coefficients)))
 
 
+@unary_op("silu.default", "silu_.default")
 def silu(builder: Builder, x: Value) -> Value:
     return builder.add(Silu(), x)
 
@@ -231,11 +233,6 @@ def _gelu(builder: Builder, node: OnnxNode) -> Value:
     return gelu(builder, node.required(0), form.decode() if isinstance(form, bytes) else form)
 
 
-@onnx_op("Mish")
-def _mish_node(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Mish(), node.required(0))
-
-
 @onnx_op("Swish")
 def _swish(builder: Builder, node: OnnxNode) -> Value:
     """x sigmoid(alpha x)."""
@@ -250,13 +247,3 @@ def _swish(builder: Builder, node: OnnxNode) -> Value:
 @aten_op("gelu.default")
 def _aten_gelu(builder: Builder, x: Value, approximate: str = "none") -> Value:
     return gelu(builder, x, approximate)
-
-
-@aten_op("silu.default", "silu_.default")
-def _aten_silu(builder: Builder, x: Value) -> Value:
-    return silu(builder, x)
-
-
-@aten_op("mish.default", "mish_.default")
-def _aten_mish(builder: Builder, x: Value) -> Value:
-    return builder.add(Mish(), x)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Curved, Piece, Value
 from verifier.graph.curve import alternating
-from verifier.graph.registry import OnnxNode, aten_op, onnx_op
+from verifier.graph.registry import unary_op
 from verifier.ops.arithmetic import scale_shift
 from verifier.ops.product import multiply
 
@@ -140,29 +140,11 @@ def _evaluate(x: Tensor, polynomial: Sequence[float], absolute: bool = False) ->
     return 4 * x.sigmoid() * (-x).sigmoid() * value
 
 
+@unary_op("Sigmoid", "sigmoid.default")
 def sigmoid(builder: Builder, x: Value) -> Value:
     return builder.add(Sigmoid(), x)
 
 
+@unary_op("Tanh", "tanh.default")
 def tanh(builder: Builder, x: Value) -> Value:
     return builder.add(Tanh(), x)
-
-
-@onnx_op("Sigmoid")
-def _sigmoid(builder: Builder, node: OnnxNode) -> Value:
-    return sigmoid(builder, node.required(0))
-
-
-@onnx_op("Tanh")
-def _tanh(builder: Builder, node: OnnxNode) -> Value:
-    return tanh(builder, node.required(0))
-
-
-@aten_op("sigmoid.default")
-def _aten_sigmoid(builder: Builder, x: Value) -> Value:
-    return sigmoid(builder, x)
-
-
-@aten_op("tanh.default")
-def _aten_tanh(builder: Builder, x: Value) -> Value:
-    return tanh(builder, x)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifier.graph import Builder, Interval, Parameter, Relaxation, Univariate, Value
-from verifier.graph.registry import OnnxNode, aten_op, onnx_op
+from verifier.graph import Interval, Parameter, Relaxation, Univariate
+from verifier.graph.registry import unary_op
 
 
+@unary_op("Sign", "sign.default", "sgn.default")
 @dataclass(frozen=True, eq=False)
 class Sign(Univariate):
     """-1 below zero, 1 above, and `at_zero` (-1, 0 or 1) at zero: binarised networks have no zeros.
@@ -77,13 +78,3 @@ def _capped(jump: Tensor, reach: Tensor) -> Tensor:
     info = torch.finfo(reach.dtype)
     positive = (reach > 0).to(reach.dtype)
     return positive * jump / reach.clamp(min=4 * info.tiny)
-
-
-@onnx_op("Sign")
-def _sign(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Sign(), node.required(0))
-
-
-@aten_op("sign.default", "sgn.default")
-def _aten_sign(builder: Builder, x: Value) -> Value:
-    return builder.add(Sign(), x)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Curved, Piece, Value
 from verifier.graph.curve import alternating
-from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
+from verifier.graph.registry import Unsupported, aten_op, unary_op
 from verifier.ops.arithmetic import negate, scale_shift
 from verifier.ops.product import multiply
 from verifier.ops.sigmoid import Sigmoid
@@ -59,6 +59,7 @@ class Softplus(Curved):
         return [multiply(builder, cotangent, steep)]
 
 
+@unary_op("Softplus")
 def softplus(builder: Builder, x: Value, beta: float = 1.0, threshold: float = math.inf) -> Value:
     """log(1 + e^(beta x)) / beta, and x where beta x is above the threshold."""
     if beta == 0:
@@ -67,23 +68,14 @@ def softplus(builder: Builder, x: Value, beta: float = 1.0, threshold: float = m
     return inner if beta == 1 else scale_shift(builder, inner, scale=1 / beta)
 
 
+@unary_op("log_sigmoid.default")
 def log_sigmoid(builder: Builder, x: Value) -> Value:
     return negate(builder, softplus(builder, negate(builder, x)))
-
-
-@onnx_op("Softplus")
-def _softplus(builder: Builder, node: OnnxNode) -> Value:
-    return softplus(builder, node.required(0))
 
 
 @aten_op("softplus.default")
 def _aten_softplus(builder: Builder, x: Value, beta: float = 1, threshold: float = 20) -> Value:
     return softplus(builder, x, float(beta), float(threshold))
-
-
-@aten_op("log_sigmoid.default")
-def _aten_log_sigmoid(builder: Builder, x: Value) -> Value:
-    return log_sigmoid(builder, x)
 
 
 @aten_op("log_sigmoid_forward.default")

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Curved, Piece, Value
-from verifier.graph.registry import OnnxNode, aten_op, onnx_op
+from verifier.graph.registry import unary_op
 from verifier.ops.product import multiply
 from verifier.ops.sigmoid import S_SHAPE
 
 
+@unary_op("Softsign", "softsign.default")
 @dataclass(frozen=True, eq=False)
 class Softsign(Curved):
     """x / (1 + |x|)."""
@@ -93,13 +94,3 @@ class SoftsignDerivative(Curved):
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
     ) -> Sequence[Value | None]:
         return [multiply(builder, cotangent, builder.add(SoftsignDerivative(self.order + 1), inputs[0]))]
-
-
-@onnx_op("Softsign")
-def _softsign(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Softsign(), node.required(0))
-
-
-@aten_op("softsign.default")
-def _aten_softsign(builder: Builder, x: Value) -> Value:
-    return builder.add(Softsign(), x)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Curve, Curved, Interval, Piece, Value
 from verifier.graph.curve import alternating
-from verifier.graph.registry import OnnxNode, aten_op, onnx_op
+from verifier.graph.registry import unary_op
 from verifier.ops.arithmetic import scale_shift
 from verifier.ops.product import multiply
 from verifier.ops.sigmoid import S_SHAPE
@@ -22,6 +22,7 @@ from verifier.ops.sigmoid import S_SHAPE
 _TURN = 2 * math.pi
 
 
+@unary_op("Sin", "sin.default")
 @dataclass(frozen=True, eq=False)
 class Sine(Curve):
     """sin(x + quarter pi / 2): the sine, the cosine and their negatives, over any number of periods.
@@ -101,6 +102,7 @@ def _branch(x: Interval) -> Tensor:
     return math.pi * (x.lower / 2 / math.pi + x.upper / 2 / math.pi).round()
 
 
+@unary_op("Tan", "tan.default", note="bounded inside a branch")
 @dataclass(frozen=True, eq=False)
 class Tan(_Branched):
     """The tangent inside a branch: concave on its left half and convex on the right."""
@@ -178,6 +180,7 @@ class TanDerivative(_Branched):
         return [multiply(builder, cotangent, scale_shift(builder, steep, scale=2.0))]
 
 
+@unary_op("Atan", "atan.default")
 @dataclass(frozen=True, eq=False)
 class Atan(Curved):
     """The inverse of the tangent."""
@@ -283,6 +286,7 @@ class Between(Curved):
         return super().slopes(x.map(lambda t: torch.minimum(torch.maximum(t, -near), near)))
 
 
+@unary_op("Asin", "asin.default")
 @dataclass(frozen=True, eq=False)
 class Asin(Between):
     """The inverse of the sine, on [-1, 1]; an interval that leaves it has no bound."""
@@ -359,72 +363,14 @@ class AsinDerivative(Between):
         return [multiply(builder, cotangent, builder.add(AsinDerivative(2), inputs[0]))]
 
 
+@unary_op("Cos", "cos.default")
 def cosine(builder: Builder, x: Value) -> Value:
     return builder.add(Sine(1), x)
 
 
+@unary_op("Acos", "acos.default")
 def arc_cosine(builder: Builder, x: Value) -> Value:
     """pi / 2 - asin(x); the constant is rounded."""
     half = 0.5 * math.pi
     doubt = torch.tensor(2 * half * torch.finfo(torch.float64).eps, dtype=torch.float64)
     return scale_shift(builder, builder.add(Asin(), x), scale=-1.0, shift=half, doubt=doubt)
-
-
-@onnx_op("Sin")
-def _sin(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Sine(), node.required(0))
-
-
-@onnx_op("Cos")
-def _cos(builder: Builder, node: OnnxNode) -> Value:
-    return cosine(builder, node.required(0))
-
-
-@onnx_op("Tan", note="bounded inside a branch")
-def _tan(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Tan(), node.required(0))
-
-
-@onnx_op("Atan")
-def _atan(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Atan(), node.required(0))
-
-
-@onnx_op("Asin")
-def _asin(builder: Builder, node: OnnxNode) -> Value:
-    return builder.add(Asin(), node.required(0))
-
-
-@onnx_op("Acos")
-def _acos(builder: Builder, node: OnnxNode) -> Value:
-    return arc_cosine(builder, node.required(0))
-
-
-@aten_op("sin.default")
-def _aten_sin(builder: Builder, x: Value) -> Value:
-    return builder.add(Sine(), x)
-
-
-@aten_op("cos.default")
-def _aten_cos(builder: Builder, x: Value) -> Value:
-    return cosine(builder, x)
-
-
-@aten_op("tan.default")
-def _aten_tan(builder: Builder, x: Value) -> Value:
-    return builder.add(Tan(), x)
-
-
-@aten_op("atan.default")
-def _aten_atan(builder: Builder, x: Value) -> Value:
-    return builder.add(Atan(), x)
-
-
-@aten_op("asin.default")
-def _aten_asin(builder: Builder, x: Value) -> Value:
-    return builder.add(Asin(), x)
-
-
-@aten_op("acos.default")
-def _aten_acos(builder: Builder, x: Value) -> Value:
-    return arc_cosine(builder, x)
