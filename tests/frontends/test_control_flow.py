@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import GraphProto, TensorProto, helper, numpy_helper
@@ -207,6 +208,16 @@ def test_no_rounds() -> None:
     data = loop([*STEP, N("Identity", ["go"], ["on"])], go=False)
     with pytest.raises(UnsupportedError, match="it has no rounds"):
         load(data)
+
+
+def test_no_rounds_and_nothing_collected() -> None:
+    """An output without a name is not used, though inputs without one are."""
+    proto = onnx.load_from_string(loop([*STEP, N("Identity", ["go"], ["on"])], trips=0))
+    proto.graph.node[0].output[1] = ""
+    del proto.graph.output[1]
+    loaded = load(proto.SerializeToString())
+    x = [torch.randn(2, *s, dtype=torch.float64) for s in loaded.input_shapes]
+    assert torch.equal(loaded.graph.evaluate(x)[0], x[1])
 
 
 @pytest.mark.parametrize("condition", [True, False])

@@ -250,9 +250,14 @@ def test_bounds_hold(form: Form, method: str) -> None:
 
 
 def test_refusals_say_why() -> None:
+    """What is omitted, or clipped to nothing, is another network in every runtime."""
     for attributes, reason in (
         ({"activations": ["ThresholdedRelu"]}, "ThresholdedRelu is not known"),
         ({"activations": ["Nothing"]}, "Nothing is not known"),
+        ({"activations": ["Affine"]}, "Affine without activation_alpha"),
+        ({"activations": ["ScaledTanh"], "activation_alpha": [2.0]}, "ScaledTanh without activation_beta"),
+        ({"clip": 0.0}, "a clip of 0"),
+        ({"clip": -1.0}, "a clip of -1"),
     ):
         with pytest.raises(UnsupportedError, match=reason):
             load(Form("RNN", attributes).model())

@@ -39,7 +39,8 @@ class Scope:
         self.unknown: set[str] = set()
         self.refused: list[UnsupportedNode] = []
         self.opset = max((opsets[d] for d in STANDARD if d in opsets), default=1)
-        self.used = {i for node in graph.node for i in reads(node)} | {o.name for o in graph.output}
+        read = {i for node in graph.node for i in reads(node)} | {o.name for o in graph.output}
+        self.used = read - {""}
         self.discrete = Discrete(graph, self.builder, self.values, self._evaluator)
 
     def convert(self) -> None:

@@ -24,15 +24,16 @@ _NAMES = {
     "relu": "Relu", "leakyrelu": "LeakyRelu", "hardsigmoid": "HardSigmoid", "elu": "Elu", "softsign": "Softsign",
     "softplus": "Softplus",
 }  # fmt: skip
-_NUMBERS: dict[str, dict[str, float]] = {
+_NUMBERS: dict[str, dict[str, float | None]] = {
     "leakyrelu": {"alpha": 0.01},
     "hardsigmoid": {"alpha": 0.2, "beta": 0.5},
     "elu": {"alpha": 1.0},
-    "affine": {"alpha": 1.0, "beta": 0.0},
-    "scaledtanh": {"alpha": 1.0, "beta": 1.0},
+    "affine": {"alpha": None, "beta": 0.0},
+    "scaledtanh": {"alpha": None, "beta": None},
     "thresholdedrelu": {"alpha": 1.0},
 }
-"""The functions that take numbers from activation_alpha and activation_beta, with what stands for omitted ones."""
+"""The functions that take numbers from activation_alpha and activation_beta, with what stands for omitted ones; None
+where ONNX names no operator to take it from (onnxruntime takes 0)."""
 
 
 @onnx_op("RNN", note="constant weights and sequence lengths")
@@ -152,9 +153,12 @@ def _reversed(node: OnnxNode) -> tuple[bool, ...]:
 
 
 def _clip(node: OnnxNode) -> float | None:
-    """The largest number of float32, and none at all, mean that nothing is clipped."""
-    clip = float(node.attributes.get("clip", 0.0))
-    return clip if 0 < clip < torch.finfo(torch.float32).max else None
+    """The largest number of float32, and none at all, mean that nothing is clipped. Raises Unsupported where nothing
+    is left, of which onnxruntime refuses some and computes others."""
+    clip = float(node.attributes.get("clip", torch.inf))
+    if clip <= 0:
+        raise Unsupported(f"a clip of {clip:g}")
+    return clip if clip < torch.finfo(torch.float32).max else None
 
 
 def _activations(node: OnnxNode, defaults: tuple[str, ...]) -> list[tuple[Activation, ...]]:
@@ -178,9 +182,12 @@ def _list(node: OnnxNode, attribute: str, default: Sequence[T], kind: type[T]) -
 
 def _activation(name: str, opset: int, given: dict[str, Iterator[float]]) -> Activation:
     key = name.lower()
-    numbers: dict[str, Any] = {
-        which: float(next(given[which], default)) for which, default in _NUMBERS.get(key, {}).items()
-    }
+    numbers: dict[str, Any] = {}
+    for which, default in _NUMBERS.get(key, {}).items():
+        number = next(given[which], default)
+        if number is None:
+            raise Unsupported(f"the activation {name} without activation_{which}")
+        numbers[which] = float(number)
     if key in _FIXED:
         return _FIXED[key]
     if key == "affine":
