@@ -49,15 +49,24 @@ class Standardised(Composite):
         return torch.arange(math.prod(groups)).view(groups).expand(shape)
 
     def write_out(self, builder: Builder, *xs: Value) -> Value:
-        shape, x = builder.shape(xs[0]), xs[0]
-        count = math.prod(shape[a] for a in self.axes)
-        if self.centered:
-            x = subtract(builder, x, total(builder, x, self.axes, keep=True, mean=True))
-        mean = total(builder, square(builder, x), self.axes, keep=True, mean=True)
-        mean = within(builder, mean, 0.0, math.inf)
-        scale = power(builder, scale_shift(builder, mean, shift=self.epsilon), -0.5)
+        count = math.prod(builder.shape(xs[0])[a] for a in self.axes)
+        x = self.numerator(builder, xs[0])
         most = math.sqrt(count - 1 if self.centered else count)
-        return within(builder, multiply(builder, x, scale), -most, most)
+        return within(builder, multiply(builder, x, self._root(builder, x, self.axes, -0.5)), -most, most)
+
+    def numerator(self, builder: Builder, x: Value) -> Value:
+        """What is divided: x, less its mean where that is taken."""
+        if not self.centered:
+            return x
+        return subtract(builder, x, total(builder, x, self.axes, keep=True, mean=True))
+
+    def deviation(self, builder: Builder, numerator: Value, axes: Sequence[int]) -> Value:
+        """What (a part of) the numerator is divided by, with 1 in place of each of the axes."""
+        return self._root(builder, numerator, axes, 0.5)
+
+    def _root(self, builder: Builder, x: Value, axes: Sequence[int], exponent: float) -> Value:
+        mean = within(builder, total(builder, square(builder, x), axes, keep=True, mean=True), 0.0, math.inf)
+        return power(builder, scale_shift(builder, mean, shift=self.epsilon), exponent)
 
 
 def standardised(

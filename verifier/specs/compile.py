@@ -28,6 +28,7 @@ from verifier.specs.problem import Problem, Tree, count_disjuncts, disjuncts
 from verifier.specs.query import Kind, Query, Variable
 from verifier.transforms.cells import split_integers
 from verifier.transforms.compare import compare_earlier
+from verifier.transforms.denominators import multiply_by_deviation
 from verifier.transforms.fixed import scale_by_fixed
 from verifier.transforms.fold import fold
 from verifier.transforms.prepare import prepare
@@ -55,7 +56,7 @@ class Network(Protocol):
 class Compiled:
     """`graph` maps x [n_in] (all input elements, as declared) to margins [K]; atom k of the formula holds at x
     iff margin k is <= 0 (< 0 where `strict[k]`), in exact arithmetic: margins have the atoms' signs, not always their
-    sizes (`transforms.compare`).
+    sizes (`transforms.compare`, `transforms.denominators`).
 
     Case n is the box `lower[n]`, `upper[n]` (float64 [N, n_in], rounded outward) and `clauses[n]` of int64
     [N, D, C]: a disjunction over D of conjunctions over C of atoms. -1 is padding: within a conjunction it holds
@@ -97,7 +98,7 @@ def compile_query(query: Query, networks: Mapping[str, Network]) -> Compiled:
     values, linear = linearised(builder, values, first, problem)
     margins, atoms = _Margins(builder, values, first, linear).build()
     middle = torch.from_numpy(problem.lower / 2 + problem.upper / 2)
-    graph = compare_earlier(builder.graph(margins))
+    graph = multiply_by_deviation(compare_earlier(builder.graph(margins)))
     graph = fold(prepare(graph, [middle[:TYPICAL].to(graph.dtype)]))
     lower, upper, clauses = torch.from_numpy(problem.lower), torch.from_numpy(problem.upper), atoms.clauses
     cells = split_integers(graph, lower, upper)
