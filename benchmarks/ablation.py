@@ -32,7 +32,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.common import ROOT, machine
+from benchmarks.common import ROOT, machine, margins
 
 CACHE = ROOT / "benchmarks" / "cache"
 FUNCTIONS = ("Sigmoid", "Tanh", "Sin", "Gelu")
@@ -152,18 +152,12 @@ def choose(path: Path, digits_file: Path) -> dict[str, Any]:
 
 def first_bounds(graph: Any, x: Any, y: Any, eps: float) -> Any:
     """CROWN's bounds [N] of the least margin of any class."""
-    import torch
-
     from verifier.bounds.crown import inner_bounds, specification_bound
     from verifier.graph.coefficients import Dense
     from verifier.sets import Box
 
     box = Box((x - eps).clamp(min=0), (x + eps).clamp(max=1))
-    classes = graph.nodes[graph.outputs[0]].numel
-    rows = torch.eye(classes)[y].unsqueeze(1) - torch.eye(classes)
-    others = (torch.arange(classes) != y.unsqueeze(1)).nonzero()[:, 1].view(len(y), -1)
-    rows = rows.gather(1, others.unsqueeze(2).expand(-1, -1, classes))
-    rows = Dense(rows.view(*others.shape, *graph.nodes[graph.outputs[0]].shape))
+    rows = Dense(margins(y, classes=10).unflatten(2, graph.nodes[graph.outputs[0]].shape))
     bounds = inner_bounds(graph, [box], graph.outputs)
     lower = specification_bound(graph, [box], graph.outputs[0], rows, bounds).minimum(graph, [box])
     return lower.amin(1)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import resource
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 VERIFIER = (sys.executable, "-m", "verifier", "verify", "--no-progress")
@@ -47,6 +53,27 @@ def timed(words: Sequence[object]) -> Run:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Run(seconds, processor, ran.stdout.partition("\n")[0])
+
+
+def exported(module: Any, x: Any) -> bytes:
+    """The ONNX file of a module in eval mode for inputs like `x`, by the exporter that needs no further package."""
+    import torch
+
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        torch.onnx.export(module, (x,), file, dynamo=False, opset_version=17)  # pyright: ignore[reportArgumentType]
+    return file.getvalue()
+
+
+def margins(labels: Tensor, classes: int) -> Tensor:
+    """The score of each label [N] less those of the other classes, as linear forms [N, classes - 1, classes]."""
+    import torch
+
+    unit = torch.eye(classes)
+    rows = unit[labels].unsqueeze(1) - unit
+    others = (torch.arange(classes) != labels.unsqueeze(1)).nonzero()[:, 1].view(len(labels), -1)
+    return rows.gather(1, others.unsqueeze(2).expand(-1, -1, classes))
 
 
 def machine() -> str:

@@ -7,14 +7,13 @@ sequence. Seconds of processor time, and widths (mean of the classes) beside wha
 from __future__ import annotations
 
 import argparse
-import io
 import time
-import warnings
 from collections import Counter
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.common import exported
 from verifier.bounds.compute import compute_bounds
 from verifier.frontends.onnx import load
 from verifier.graph import Graph
@@ -41,11 +40,8 @@ class Classifier(nn.Module):
 def network(kind: str, features: int, units: int, steps: int) -> tuple[bytes, Tensor]:
     """The model's file, and a sequence [1, steps, features]."""
     torch.manual_seed(0)
-    module, x, file = Classifier(kind, features, units).eval(), torch.rand(1, steps, features), io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(module, (x,), file, dynamo=False)  # pyright: ignore[reportArgumentType]
-    return file.getvalue(), x
+    module, x = Classifier(kind, features, units).eval(), torch.rand(1, steps, features)
+    return exported(module, x), x
 
 
 def reached(graph: Graph, x: Tensor, radius: float, count: int = 4000) -> float:

@@ -107,23 +107,30 @@ def fixed(graph: Graph) -> Graph:
 
 
 def attacked(graph: Graph, box: Interval, steps: int = 60) -> Tensor:
-    """How far apart attacks bring each output [B, K]: signed gradient steps down and up, from the middle."""
-    count = graph.nodes[graph.outputs[0]].numel
-    batch, shape = box.lower.shape[0], box.lower.shape[1:]
-    aim = torch.cat([torch.eye(count), -torch.eye(count)]).to(box.lower)
-    lower, upper = (t.repeat_interleave(2 * count, 0) for t in box)
+    """How far apart attacks bring each output [B, K]."""
+    unit = torch.eye(graph.nodes[graph.outputs[0]].numel)
+    aims = torch.cat([unit, -unit]).expand(len(box.lower), -1, -1)
+    return climbed(graph, box, aims, steps).unflatten(1, (2, -1)).sum(1)
+
+
+def climbed(graph: Graph, box: Interval, aims: Tensor, steps: int = 60) -> Tensor:
+    """The greatest values found of linear forms `aims` [B, R, K] of the output: [B, R], by signed gradient steps from
+    the middle."""
+    batch, rows, shape = *aims.shape[:2], box.lower.shape[1:]
+    aim = aims.flatten(0, 1).to(box.lower)
+    lower, upper = (t.repeat_interleave(rows, 0) for t in box)
     x, step = (lower + upper) / 2, (upper - lower) / 8
     best = torch.full((len(x),), -torch.inf, dtype=x.dtype)
     for k in range(steps):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             y = graph.evaluate([x.view(-1, *shape)])[0].flatten(1)
-            value = (y * aim.repeat(batch, 1)).sum(1)
+            value = (y * aim).sum(1)
             gradient = torch.autograd.grad(value.sum(), x)[0]
         best = torch.maximum(best, value.detach())
         moved = x.detach() + step * (1 - k / steps) * gradient.sign()
         x = torch.minimum(torch.maximum(moved, lower), upper)
-    return best.view(batch, 2, count).sum(1)
+    return best.view(batch, rows)
 
 
 @dataclass(frozen=True)

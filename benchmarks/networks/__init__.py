@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.networks.modules import GatedMlp, Mlp, Network, Vit, save
@@ -55,15 +55,16 @@ def keep_digits(file: Path) -> None:
     np.savez_compressed(file, images=data.data.astype(np.uint8), labels=data.target.astype(np.uint8))
 
 
-def train(module: Network, x: Tensor, y: Tensor, eps: float, epochs: int = 30, rate: float = 3e-3) -> float:
-    """Training against one gradient step of size `eps`, which grows over the first half; the accuracy on `x`."""
+def train(module: nn.Module, x: Tensor, y: Tensor, eps: float, epochs: int = 30, rate: float = 3e-3) -> float:
+    """Training on inputs `x` [N, ...] in 0..1 against one gradient step of size `eps`, which grows over the first half;
+    the accuracy on `x`."""
     generator = torch.Generator().manual_seed(1)
     optimiser = torch.optim.Adam(module.parameters(), lr=rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     for epoch in range(epochs):
         radius = eps * min(1.0, 2 * (epoch + 1) / epochs)
         for batch in torch.randperm(len(x), generator=generator).split(64):
-            z = x[batch] + radius * (2 * torch.rand(len(batch), x.shape[1], generator=generator) - 1)
+            z = x[batch] + radius * (2 * torch.rand(x[batch].shape, generator=generator) - 1)
             z.requires_grad_(True)
             loss = functional.cross_entropy(module(z), y[batch], reduction="sum")
             z = z.detach() + radius * torch.autograd.grad(loss, z)[0].sign()
@@ -76,7 +77,7 @@ def train(module: Network, x: Tensor, y: Tensor, eps: float, epochs: int = 30, r
     return accuracy(module, x, y)
 
 
-def accuracy(module: Network, x: Tensor, y: Tensor) -> float:
+def accuracy(module: nn.Module, x: Tensor, y: Tensor) -> float:
     with torch.no_grad():
         return float((module(x).argmax(1) == y).float().mean())
 
