@@ -1,15 +1,15 @@
 """Every family of recurrent and gated networks: what its bounds prove, how wide they are, and what they cost.
 
-    python -m benchmarks.families [--families NAME ...] [--forms FORM ...] [--images N] [--limit S] [--jobs J]
-                                  [--out FILE] [--print]
+    python -m benchmarks.families [--families NAME ...] [--forms FORM ...] [--methods METHOD ...] [--images N]
+                                  [--limit S] [--jobs J] [--out FILE] [--print]
 
 The digit classifiers of vnncomp/benchmarks/gated_sequences, in each of their forms, from ONNX. For N held-out digits
 that are classified as they should be, and three radii around each: how many intervals, CROWN and alpha-CROWN prove to
 keep their class, and how many verification proves, refutes and leaves open in S seconds each (what alpha-CROWN has
-proved is not verified again). Widths are those of all margins (the score of the class less another's), both ways, over
-the width that gradient descents and ascents reach (given for the first radius); processor seconds are per image and
-radius. Cells with three numbers have one per radius. Every network adds a line to FILE
-(benchmarks/cache/families.jsonl); what stands there is not run again.
+proved is not verified again); `--methods` takes some of interval, crown, alpha-crown and full. Widths are those of all
+margins (the score of the class less another's), both ways, over the width that gradient descents and ascents reach
+(given for the first radius); processor seconds are per image and radius. Cells with three numbers have one per radius.
+Every network adds a line to FILE (benchmarks/cache/families.jsonl); what stands there is not run again.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ from vnncomp.benchmarks.gated_sequences.tasks import DIGITS
 
 RADII = (0.01, 0.03, 0.06)
 METHODS = ("interval", "crown", "alpha-crown")
+FULL = "full"
+"""Verification, of what the last of the methods has not proved."""
 Row = Mapping[str, Any]
 
 
@@ -76,7 +78,9 @@ def lower_bounds(graph: Graph, box: Box, rows: Tensor, method: str) -> Tensor:
     return specification_bound(graph, [box], target, forms, bounds).minimum(graph, [box])
 
 
-def measure(family: str, form: str, images: int, limit: float) -> dict[str, Any]:
+def measure(
+    family: str, form: str, images: int, limit: float, methods: Sequence[str] = (*METHODS, FULL)
+) -> dict[str, Any]:
     """The row of one network; lists have an entry per radius. What fails is named in it, and proves nothing."""
     torch.set_num_threads(1)
     row: dict[str, Any] = {"family": family, "form": form, "limit": limit, "remarks": []}
@@ -94,7 +98,7 @@ def measure(family: str, form: str, images: int, limit: float) -> dict[str, Any]
     least = -climbed(graph, box.box(), -rows)
     row["attacked"] = _per_radius(_width(least))
     proved = torch.zeros(len(x), dtype=torch.bool)
-    for method in METHODS:
+    for method in filter(methods.__contains__, METHODS):
         began = time.process_time()
         try:
             lower = lower_bounds(graph, box, rows, method)
@@ -107,6 +111,8 @@ def measure(family: str, form: str, images: int, limit: float) -> dict[str, Any]
             row["remarks"].append(f"{method}: WRONG: an attack gets beyond the bounds")
         proved = (lower[:, : one_way.shape[1]] > 0).all(1)
         row[method] = _per_radius(proved, sum)
+    if FULL not in methods:
+        return row
     specs = [robust(x[i].double(), int(labels[i]), float(radii[i]), (0.0, 1.0)) for i in range(len(x))]
     return row | verified(file, specs, proved, limit, row["remarks"])
 
@@ -155,8 +161,9 @@ def table(rows: Mapping[tuple[str, str], Row]) -> Iterator[str]:
             continue
         row = rows[key]
         counts = [row.get(name) for name in (*METHODS, "certified", "falsified")]
-        open_ = [row["images"] - a - b for a, b in zip(row["certified"], row["falsified"], strict=True)]
-        cells = [" ".join(map(str, c)) if c else "-" for c in (*counts, open_)]
+        known = zip(row.get("certified", ()), row.get("falsified", ()), strict=True)
+        counts.append([row["images"] - a - b for a, b in known])
+        cells = [" ".join(map(str, c)) if c else "-" for c in counts]
         cells.append(f"{row['attacked'][0]:.3g}")
         for method in METHODS:
             pairs = zip(row.get(f"{method} width", []), row["attacked"], strict=False)
@@ -172,6 +179,9 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--families", nargs="+", default=families(), choices=families(), metavar="NAME")
     parser.add_argument("--forms", nargs="+", default=["recurrent", "parallel"])
+    parser.add_argument(
+        "--methods", nargs="+", default=[*METHODS, FULL], choices=[*METHODS, FULL], metavar="METHOD"
+    )
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--limit", type=float, default=20.0)
     parser.add_argument("--jobs", type=int, default=1)
@@ -182,7 +192,8 @@ def main(words: Sequence[str] | None = None) -> None:
     given.out.parent.mkdir(exist_ok=True)
     missing = [] if given.print else [key for key in wanted if key not in read(given.out)]
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
-        for job in as_completed([pool.submit(measure, *key, given.images, given.limit) for key in missing]):
+        how = given.images, given.limit, given.methods
+        for job in as_completed([pool.submit(measure, *key, *how) for key in missing]):
             with given.out.open("a") as file:
                 file.write(json.dumps(job.result()) + "\n")
             print(job.result(), flush=True)

@@ -7,11 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from verifier.bounds.compute import compute_bounds
+from verifier.frontends.torch import trace
 from verifier.models import LSSL, MLSTM, RWKV4, S4D, GatedAttention, LipschitzRNN, small
 from verifier.models.layer import rotated
 from verifier.models.lipschitz_rnn import _contraction
 from verifier.models.lssl import discretised
 from verifier.models.recurrence import bonus_attention, decayed_attention, delta_rule, low_rank_rule
+from verifier.sets import Box
+from verifier.transforms.prepare import prepare
 
 T, H, K, V = 5, 2, 3, 4
 
@@ -176,3 +180,23 @@ def test_a_mixture_uses_the_two_likeliest_memories_with_shares_of_one() -> None:
     logits = model.gate(draw(T, 8).float()).softmax(-1)
     two = logits.topk(2, -1)
     torch.testing.assert_close(shares.gather(-1, two.indices), two.values / two.values.sum(-1, keepdim=True))
+
+
+def test_a_router_is_decided_in_a_small_box() -> None:
+    """The second likeliest memory is not below itself, in bounds and in float32 as well."""
+
+    class Router(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = small("mixture of memories")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer._route(x)[0]
+
+    router, x = Router(), draw(T, 8).float()
+    graph = trace(router, x).graph(torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(graph.evaluate([x[None]])[0][0], router(x))
+        (shares,) = compute_bounds(prepare(graph), [Box.around(x[None], 1e-4)], "crown").outputs
+    assert float((shares.upper - shares.lower).max()) < 1e-3

@@ -82,10 +82,13 @@ class MixtureOfMemories(SequenceLayer):
     def _route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Shares of the memories and which are chosen, [B, T, E]."""
         logits = self.gate(x)
-        largest = logits.topk(2, -1).values
-        chosen = logits >= largest[..., 1:]
+        # At most one other is above those chosen. That a number is not below itself, as the second largest in
+        # logits >= largest[1], bounds and rounding cannot tell.
+        others = 1 - torch.eye(self.memories).to(x)
+        above = (logits[..., None, :] > logits[..., None]).to(x) * others
+        chosen = above.sum(-1) < 1.5
         # of two, each has the sigmoid of what it is above the other
-        shares = (2 * logits - largest.sum(-1, keepdim=True)).sigmoid()
+        shares = (2 * logits - logits.topk(2, -1).values.sum(-1, keepdim=True)).sigmoid()
         return torch.where(chosen, shares, torch.zeros_like(shares)), chosen
 
 
