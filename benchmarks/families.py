@@ -127,7 +127,8 @@ def verified(
             verdicts[i] = verify(file, specs[i], timeout=limit, options=Options(device="cpu")).status.value
         except Exception as error:  # likewise
             remarks.append(f"verify: {type(error).__name__}: {error}"[:300])
-    seconds = (time.process_time() - began) / max(1, int((~proved).sum()))
+    left = int((~proved).sum())
+    seconds = (time.process_time() - began) / left if left else None
     counts = {
         name: _per_radius(torch.tensor([v == verdict for v in verdicts]), sum)
         for name, verdict in (("certified", "unsat"), ("falsified", "sat"))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.compute import compute_bounds
+from verifier.bounds.interval import interval_bounds
 from verifier.frontends.torch import trace
 from verifier.models import LSSL, MLSTM, RWKV4, S4D, GatedAttention, LipschitzRNN, small
 from verifier.models.layer import rotated
@@ -198,5 +199,16 @@ def test_a_router_is_decided_in_a_small_box() -> None:
     graph = trace(router, x).graph(torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(graph.evaluate([x[None]])[0][0], router(x))
-        (shares,) = compute_bounds(prepare(graph), [Box.around(x[None], 1e-4)], "crown").outputs
+        exact = prepare(trace(router, x).graph(torch.float64))
+        (shares,) = compute_bounds(exact, [Box.around(x[None].double(), 1e-4)], "crown").outputs
     assert float((shares.upper - shares.lower).max()) < 1e-3
+
+
+def test_the_weight_of_an_slstm_stays_away_from_zero() -> None:
+    """Else its states, which are divided by it, have no bounds."""
+    torch.manual_seed(0)
+    x = draw(4, 8)
+    graph = prepare(trace(small("sLSTM"), x.float()).graph(torch.float64))
+    with torch.no_grad():
+        found = interval_bounds(graph, [Box.around(x[None], 0.1).box()])
+    assert all(b.lower.isfinite().all() and b.upper.isfinite().all() for b in found.values())

@@ -45,6 +45,7 @@ class SLSTM(SequenceLayer):
                 kept = functional.logsigmoid(f) + top
                 top = torch.maximum(kept, i)
                 keep, write = (kept - top).exp(), (i - top).exp()
-                cell, weight = keep * cell + write * z.tanh(), keep * weight + write
+                # one of both factors is 1, so that the weight, which is 1 at first, never falls below
+                cell, weight = keep * cell + write * z.tanh(), (keep * weight + write).clamp(min=1)
             outputs.append(o.sigmoid() * cell / weight)
         return self.norm(torch.stack(outputs, 1))
