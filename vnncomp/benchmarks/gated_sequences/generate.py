@@ -49,6 +49,7 @@ LONG = (
     ("parity", 32, "DeltaNet, eigenvalues in [-1, 1]"),
     ("parity", 32, "DeltaProduct"),
     ("recall", 32, "GLA"),
+    ("reversal", 64, "GLA"),
 )
 FACTORS = {"near": 0.12, "middle": 0.35, "far": 0.7, "beyond": 1.2}
 """Radii of properties over the radius at which attacks succeed."""
