@@ -109,7 +109,7 @@ def test_float32_bounds_hold(name: str) -> None:
     own = graph.to(torch.float32)
     few = Box(inputs.lower.float(), inputs.upper.float())
     bounds = inner_bounds(own, [few], own.outputs)
-    lines = dict(Relaxations(own, bounds, None).of(own.outputs[0], slice(None)))
+    lines = dict(Relaxations(own, bounds).of(own.outputs[0], slice(None), own.window(own.outputs[0], None)))
     low = final(own, few, bounds, lines).minimum(own, [few]).double()
     exact = final(graph, inputs, *_double(bounds, lines)).minimum(
         graph, [Box(few.lower.double(), few.upper.double())]

@@ -314,7 +314,7 @@ def test_differences_of_channels_stay_windows() -> None:
     rows = Rows(torch.arange(196).unsqueeze(0), ones, (196,))
     inputs = box(1)
     bounds = inner_bounds(graph, [inputs], graph.outputs)
-    lines = Relaxations(graph, bounds, None).of(graph.outputs[0], slice(None))
+    lines = Relaxations(graph, bounds).of(graph.outputs[0], slice(None), graph.window(graph.outputs[0], None))
     found = [
         backward(graph, {graph.outputs[0]: start}, lines, bounds, PassOptions(windows=True))
         for start in (rows, Dense(rows.dense()))

@@ -119,13 +119,13 @@ def test_the_error_of_a_convolutional_pass_is_covered(seed: int, radius: float, 
     box = Box(center - radius, center + radius)
     wide = Box(box.lower.double(), box.upper.double())
     bounds = inner_bounds(graph, [box], [target])
-    lines = Relaxations(graph, bounds, None).of(target, slice(None))
+    lines = Relaxations(graph, bounds).of(target, slice(None), graph.window(target, None))
     rows = torch.randn(5, 40, 1, 10, generator=torch.Generator().manual_seed(seed))[:, :, 0]
     inner = max(i for i, node in enumerate(graph.nodes) if isinstance(node.op, Conv))
     shape = graph.nodes[inner].shape
     starts = [(target, Dense(rows), Dense(rows.double()))]
     starts.append((inner, identity(shape, box.lower), identity(shape, wide.lower)))
-    double = {i: Relaxation(*[_double(part) for part in line]) for i, line in lines.items()}
+    double = {i: Relaxation(*[_double(part) for part in line[:4]]) for i, line in lines.items()}
     boxes = {i: b.to(torch.float64) for i, b in bounds.items()}
     for start, given, truth in starts:
         found = backward(graph, {start: given}, lines, bounds, PassOptions(windows=True))

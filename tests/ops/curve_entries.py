@@ -9,6 +9,7 @@ import torch
 
 from tests.transforms.test_fuse import CHAINS
 from verifier.graph import Builder, Elementwise, Value
+from verifier.ops.decay import ExpSigmoid, Gompertz, SigmoidPower
 from verifier.ops.elu import Elu, EluDerivative
 from verifier.ops.erf import Bell, Erf
 from verifier.ops.hyperbolic import Acosh, Asinh, Atanh, Cosh, Sinh
@@ -112,6 +113,11 @@ CURVES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], di
         ("first derivative of the tanh form", lambda n: Silu(1, **TANH_FORM), _TURNS),
         ("second derivative of the tanh form", lambda n: Silu(2, **TANH_FORM), _TURNS),
     ],
+    SigmoidPower: [
+        (f"exponent {c}", lambda n, c=c: SigmoidPower(c), _TURNS) for c in (1 / 16, 0.5, 1.7, 16.0)
+    ],
+    ExpSigmoid: [(f"rate {c}", lambda n, c=c: ExpSigmoid(c), _TURNS) for c in (-8.0, -0.6065, 0.3, 6.0)],
+    Gompertz: [("", lambda n: Gompertz(), _TURNS)],
     Gelu: [(f"order {k}", lambda n, k=k: Gelu(k), _TURNS) for k in (0, 1, 2)],
     Mish: [(f"order {k}", lambda n, k=k: Mish(k), _TURNS) for k in (0, 1, 2)],
     Log: [("log", lambda n: Log(), _POSITIVE)],

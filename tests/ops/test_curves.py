@@ -325,3 +325,23 @@ def test_where_the_bend_overflows_nothing_is_known_between_samples() -> None:
         rest = at**5 - float(slope) * at
         assert float(op.support_max(slope, x)) >= float(rest.max())
         assert float(op.support_min(slope, x)) <= float(rest.min())
+
+
+@pytest.mark.parametrize(("make", "fields"), [*FORMS, *SAMPLED])
+def test_sketches_are_near_the_lines(make: Callable, fields: dict) -> None:
+    """Within a part of what the function and the line vary by, on intervals of usual widths."""
+    x = _boxes(make(1), fields.get("kinks", (0.0,)), n=60)
+    op = make(x.lower.shape[1]).to(torch.float64)
+    own = op.parameters(x)
+    chosen = {n: p.lower + 0.3 * (p.upper - p.lower) for n, p in own.items()}
+    exact, rough = op.relax(chosen, x), op.sketch(chosen, x)
+    if rough is None:
+        return
+    width, (low, high) = x.upper - x.lower, op.interval(x)
+    for k in (0, 2):
+        intercepts = exact[k + 1], rough[k + 1]
+        assert torch.equal(exact[k][0], rough[k][0])
+        size = high - low + exact[k][0].abs() * width + 1e-9
+        usual = (width < 4) & (x.lower.abs() < 4) & intercepts[0].isfinite()
+        off = ((intercepts[0] - intercepts[1]).abs() / size)[usual]
+        assert off.median() < 2e-3 and off.mean() < 0.02

@@ -185,3 +185,19 @@ def test_derivatives() -> None:
         u, v = values[0].requires_grad_(), values[1].requires_grad_()
         expected = torch.autograd.grad((op.forward(u, v) * values[2]).sum(), [u, v])
         torch.testing.assert_close(graph.evaluate([u, v, values[2]]), list(expected))
+
+
+@pytest.mark.parametrize(
+    "op", [Gated(Sigmoid()), Gated(Exp()), Gated(Sigmoid(), Tanh()), Gated(Relu(), Sigmoid())]
+)
+def test_sketches_are_near_the_planes(op: Gated) -> None:
+    x, y = boxes(-2, 2, 1.5, 0), boxes(-2, 2, 1.5, 1)
+    chosen = {n: p.lower + 0.3 * (p.upper - p.lower) for n, p in op.parameters(x, y).items()}
+    exact, rough = op.relax(chosen, x, y), op.sketch(chosen, x, y)
+    assert rough is not None
+    low, high = op.interval(x, y)
+    for k in (0, 2):
+        ends = [
+            sum(m * t.center for m, t in zip(r[k], (x, y), strict=True)) + r[k + 1] for r in (exact, rough)
+        ]
+        assert ((ends[0] - ends[1]).abs() / (high - low)).mean() < 0.01

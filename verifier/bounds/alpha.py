@@ -35,6 +35,10 @@ OWN, SHARED = 12, 5
 """Tensors of the size of all coefficients that one iteration keeps alive: with slopes for every row (the
 slope, its best, gradient, moments, saved values), and with slopes shared by the neurons of a node."""
 
+FEW_PAIRS = 32
+"""Pairs of a bounded and an elementwise node up to which inner neurons have slopes of their own. Beyond they cost twice
+the time and gain little: nothing where states depend on one element of the last, a hundredth in attention."""
+
 
 @dataclass(frozen=True)
 class AlphaOptions:
@@ -45,7 +49,8 @@ class AlphaOptions:
     no more work. `stop` maps the best lower bounds so far, [B, R], to a boolean [B] of instances that are
     finished; without it an instance is finished when all its rows are above the threshold. Both see values
     reduced by an estimate of rounding errors. After `deadline` (of `time.monotonic`) the plain pass at the
-    beginning raises OutOfTime; an optimisation that comes too late returns what that has found.
+    beginning raises OutOfTime; an optimisation that comes too late returns what that has found. Passes for inner bounds
+    go through `depth` elementwise nodes, as `Effort` says.
     """
 
     iterations: int = 20
@@ -56,6 +61,11 @@ class AlphaOptions:
     stop: Stop | None = None
     memory: int = 1 << 30
     deadline: float = math.inf
+    depth: int | None = None
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(memory=self.memory, deadline=self.deadline, depth=self.depth)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,20 +99,20 @@ def optimise(
     """
     with torch.no_grad():
         if bounds is None:
-            effort = Effort(memory=options.memory, deadline=options.deadline)
-            bounds = inner_bounds(graph, sets, [target], effort=effort)
+            bounds = inner_bounds(graph, sets, [target], effort=options.effort)
         how = PassOptions(deadline=options.deadline)
         plane = specification_bound(graph, sets, target, rows, bounds, how=how)
         lower = plane.minimum(graph, sets)
     batch = sets[0].batch
     plain = Optimised(lower.expand(batch, -1), bounds, {}, plane)
     problem = _problem(graph, sets, target, rows, plain, options)
-    if OWN * problem.size > options.memory:
-        problem = replace(problem, own=False)
-    if SHARED * problem.size > options.memory:
+    if problem.need > options.memory or problem.deep:
+        problem = replace(problem, own=frozenset({target}))
+    if problem.need > options.memory:
+        problem = replace(problem, own=frozenset())
+    if problem.need > options.memory:
         problem = replace(problem, selections={})
-    need = problem.size * (OWN if problem.own else SHARED)
-    part = max(1, options.memory // max(need, 1))
+    part = max(1, options.memory // max(problem.need, 1))
     parts = []
     for chosen in torch.arange(batch, device=lower.device).split(part):
         begin = {} if slopes is None else index_leaves(slopes, chosen)
@@ -121,7 +131,7 @@ def _local(options: AlphaOptions, lower: Tensor, chosen: Tensor) -> AlphaOptions
 @dataclass(frozen=True, eq=False)
 class _Problem:
     """What stays fixed during the optimisation; all tensors have the instances in front. `selections` holds
-    the neurons whose bounds are optimised too, `own` says whether each row has slopes of its own."""
+    the neurons whose bounds are optimised too, `own` the nodes each row of which has slopes of its own."""
 
     graph: Graph
     sets: tuple[InputSet, ...]
@@ -129,9 +139,8 @@ class _Problem:
     rows: Coefficients
     plain: Optimised
     selections: dict[int, Selection]
-    memory: int
-    deadline: float = math.inf
-    own: bool = True
+    effort: Effort
+    own: frozenset[int]
 
     def index(self, chosen: Tensor) -> _Problem:
         tensors = {f.name: getattr(self.rows, f.name) for f in fields(self.rows)}  # pyright: ignore[reportArgumentType]
@@ -163,15 +172,24 @@ class _Problem:
     def pairs(self) -> Iterator[tuple[int, int]]:
         """(bounded node, elementwise node that its bound passes through)."""
         for i in (*self.selections, self.target):
-            for j in sorted(self.graph.ancestors(i)):
+            whole = i == self.target
+            window = self.graph.window(i, None) if whole else self.effort.window(self.graph, i)
+            for j in sorted(window.nodes - window.ends):
                 if isinstance(self.graph.nodes[j].op, Elementwise):
                     yield i, j
 
     @property
-    def size(self) -> int:
-        """Bytes of all coefficients that the passes of one instance meet at elementwise nodes."""
-        sides = {i: 1 if i == self.target else 2 for i in (*self.selections, self.target)}
-        numbers = sum(sides[i] * self.count(i) * self.graph.nodes[j].numel for i, j in self.pairs())
+    def deep(self) -> bool:
+        """Whether slopes of their own for inner neurons would cost more than they gain."""
+        return sum(1 for _ in self.pairs()) > FEW_PAIRS
+
+    @property
+    def need(self) -> int:
+        """Bytes that an iteration takes per instance, for coefficients that its passes meet at elementwise nodes."""
+        numbers = 0
+        for i, j in self.pairs():
+            rows = self.count(i) if i == self.target else 2 * self.count(i)
+            numbers += rows * self.graph.nodes[j].numel * (OWN if i in self.own else SHARED)
         return numbers * self.plain.lower.element_size()
 
     @cached_property
@@ -194,18 +212,32 @@ class _Problem:
         scales: Leaves = {}
         for i, j in self.pairs():
             sides = 1 if i == self.target else 2
-            count = self.count(i) if self.own else 1
-            for name, p in self.ranges(j).items():
-                width = (p.upper - p.lower)[:, None, None]
-                if not bool((width > 0).any()):
-                    continue
-                first = given.get((i, j), {}).get(name)
-                if first is None or first.shape[2] not in (1, count):
-                    first = p.value[:, None, None]
+            count = self.count(i) if i in self.own else 1
+            for name, (first, scale) in self.free(j).items():
+                earlier = given.get((i, j), {}).get(name)
+                if earlier is not None and earlier.shape[2] in (1, count):
+                    first = earlier
                 shape = (self.sets[0].batch, sides, count, *self.graph.nodes[j].shape)
                 values.setdefault((i, j), {})[name] = first.detach().expand(shape).clone().requires_grad_()
-                scales.setdefault((i, j), {})[name] = torch.nan_to_num(width, nan=0.0, posinf=1.0)
+                scales.setdefault((i, j), {})[name] = scale
         return values, scales
+
+    def free(self, j: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """The starting values of a node's parameters that can vary and the widths of their ranges, [B or 1, 1, 1,
+        *shape]; found once."""
+        if j not in self._free:
+            found: dict[str, tuple[Tensor, Tensor]] = {}
+            for name, p in self.ranges(j).items():
+                width = p.upper - p.lower
+                if bool((width > 0).any()):
+                    scale = torch.nan_to_num(width, nan=0.0, posinf=1.0)
+                    found[name] = p.value[:, None, None], scale[:, None, None]
+            self._free[j] = found
+        return self._free[j]
+
+    @cached_property
+    def _free(self) -> dict[int, dict[str, tuple[Tensor, Tensor]]]:
+        return {}
 
     def evaluate(self, slopes: Slopes) -> tuple[Tensor, dict[int, Tensor]]:
         """The differentiable lower bounds [B, R], and the values of all bounded rows [B, G, K] per bounded
@@ -215,9 +247,9 @@ class _Problem:
         one's, so that a step too far does not end its optimisation.
         """
         bounds = dict(self.plain.bounds)
-        relaxations = Relaxations(self.graph, bounds, slopes)
-        effort = Effort(rounding=False, memory=self.memory, deadline=self.deadline)
-        how = PassOptions(rounding=False, deadline=self.deadline)
+        relaxations = Relaxations(self.graph, bounds, slopes, sketch=True)
+        effort = replace(self.effort, rounding=False)
+        how = PassOptions(rounding=False, deadline=effort.deadline)
         values: dict[int, Tensor] = {}
         for i, selection in self.selections.items():
             fresh = neuron_bounds(self.graph, self.sets, i, selection, bounds, relaxations, effort)
@@ -259,7 +291,8 @@ def _problem(
             masks[ask[0]] = ask[1] | masks[ask[0]] if ask[0] in masks else ask[1]
     chosen = {i: select(masks[i], graph.nodes[i].shape) for i in sorted(masks)}
     selections = {i: selection for i, selection in chosen.items() if selection is not None}
-    return _Problem(graph, tuple(sets), target, rows, plain, selections, options.memory, options.deadline)
+    own = frozenset((*selections, target))
+    return _Problem(graph, tuple(sets), target, rows, plain, selections, options.effort, own)
 
 
 def _ascend(problem: _Problem, given: Slopes, options: AlphaOptions) -> Optimised:
@@ -327,11 +360,12 @@ def _finished(reached: Tensor, options: AlphaOptions) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def _project(problem: _Problem, leaves: Leaves) -> None:
     """Back into the ranges that hold on the plain bounds (every relaxation clamps to the current ones)."""
-    ranges = {j: problem.ranges(j) for j in {j for _, j in leaves}}
-    for (_, j), own in leaves.items():
-        for name, tensor in own.items():
-            p = ranges[j][name]
-            tensor.clamp_(p.lower[:, None, None], p.upper[:, None, None])
+    for j in {j for _, j in leaves}:
+        ranges = {n: (p.lower[:, None, None], p.upper[:, None, None]) for n, p in problem.ranges(j).items()}
+        for (_, at), own in leaves.items():
+            if at == j:
+                for name, tensor in own.items():
+                    torch.clamp(tensor, *ranges[name], out=tensor)
 
 
 @torch.no_grad()
@@ -341,11 +375,10 @@ def _finish(problem: _Problem, slopes: Leaves) -> Optimised:
     graph, sets, target, plain = problem.graph, problem.sets, problem.target, problem.plain
     bounds = dict(plain.bounds)
     relaxations = Relaxations(graph, bounds, slopes)
-    effort = Effort(memory=problem.memory, deadline=problem.deadline)
     for i, selection in problem.selections.items():
-        bounds[i] = refine(graph, sets, i, selection, bounds, relaxations, effort)
+        bounds[i] = refine(graph, sets, i, selection, bounds, relaxations, problem.effort)
         pass_on(graph, i, bounds)
-    how = PassOptions(deadline=problem.deadline)
+    how = PassOptions(deadline=problem.effort.deadline)
     plane = specification_bound(graph, sets, target, problem.rows, bounds, relaxations, how)
     lower = plane.minimum(graph, sets)
     tight = interval_bounds(graph, [s.box() for s in sets], bounds)

@@ -140,8 +140,9 @@ class Best:
                 wins = better[i]
                 if tensor.shape[2] != wins.shape[2]:  # one slope for all rows: a majority decides
                     wins = 2 * wins.sum(2, keepdim=True) > wins.shape[2]
-                b, g, k = wins.nonzero(as_tuple=True)
-                self.slopes[i, j][name][chosen[b], g, k] = tensor[b, g, k]
+                old = self.slopes[i, j][name]
+                wins = wins.view(*wins.shape, *[1] * (tensor.dim() - 3))
+                old[chosen] = torch.where(wins, tensor, old[chosen])
 
 
 def index_leaves(leaves: Mapping[Key, Mapping[str, Tensor]], chosen: Tensor) -> Leaves:

@@ -27,12 +27,14 @@ class OutOfTime(Exception):
 class PassOptions:
     """`rounding` bounds what rounding does. With `windows` the result may hold `patches`: enough for its minimum, which
     is then cheaper. With `finite` the lines are taken to be finite, and asked nothing; a bound that meets one which is
-    not has the minimum -inf. After `deadline` (of `time.monotonic`) a pass raises OutOfTime at its next node."""
+    not has the minimum -inf. After `deadline` (of `time.monotonic`) a pass raises OutOfTime at its next node. At the
+    nodes `ends` it ends with their enclosures."""
 
     rounding: bool = True
     windows: bool = False
     finite: bool = False
     deadline: float = math.inf
+    ends: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ def backward(
 
     `relaxations` holds one Relaxation per Elementwise node that the start nodes depend on, slopes [B,
     *shape], or [B, G, *shape] with G dividing R when groups of consecutive rows have slopes of their own.
-    `bounds` encloses the same nodes; it is used only for rounding errors, which are bounded rigorously
+    `bounds` encloses the same nodes; it is used at ends, and for rounding errors, which are bounded rigorously
     (running error analysis, Higham 2002, chapter 3: each step's relative error times the magnitude of the
     terms it sums) and returned. The coefficients that arrive at the nodes named in `record` are stored there.
     """
@@ -123,6 +125,14 @@ def backward(
         node = graph.nodes[position]
         if record is not None and position in record:
             record[position] = coefficients.dense()
+        if position in how.ends:
+            part = _least(coefficients, bounds[position])
+            constant, spread, steps = constant + part, spread + part.abs(), steps + 1
+            if rounding:
+                size = sizes.of(position) + negligible(part.dtype)
+                unit = 2 * _unit(size, coefficients.roundings)
+                error = error + unit * coefficients.contract(size, absolute=True)
+            continue
         shapes = [graph.nodes[j].shape for j in node.inputs]
         if isinstance(node.op, Input):
             if how.windows and isinstance(coefficients, Patches):
@@ -163,7 +173,7 @@ def backward(
                 coefficients = Dense(coefficients.dense())
             if not isinstance(coefficients, Patches | Factored):
                 coefficients = Dense(coefficients.dense())
-            parts, shift = through(coefficients, relaxation, node.shape, finite)
+            parts, shift = through(coefficients, relaxation, node.shape, finite or relaxation.finite)
             if shift is not None:
                 constant, spread, steps = constant + shift, spread + shift.abs(), steps + 1
             if rounding:
@@ -190,6 +200,13 @@ def backward(
     if isinstance(error, Tensor) and isinstance(spread, Tensor):
         error = error + steps * torch.finfo(spread.dtype).eps * spread
     return LinearBound(inputs, constant, error if isinstance(error, Tensor) else None, patches, widest)
+
+
+def _least(coefficients: Coefficients, x: Interval) -> Tensor:
+    """The forms' minima [B, R] over a box that holds the interval, within the rounding of a middle."""
+    middle = x.center
+    radius = torch.maximum(x.upper - middle, middle - x.lower)
+    return coefficients.contract(middle) - coefficients.contract(radius, absolute=True)
 
 
 def _pulled(op: Affine, coefficients: Coefficients, index: int, shapes: Sequence[Shape]) -> Coefficients:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.alpha import AlphaOptions, optimise
-from verifier.bounds.crown import Effort, gather, inner_bounds, refine, scatter
+from verifier.bounds.crown import gather, inner_bounds, refine, scatter
 from verifier.bounds.forward import forward_bounds
 from verifier.bounds.interval import Bounds, interval_bounds
 from verifier.bounds.relaxations import Relaxations
@@ -70,7 +70,7 @@ def compute_bounds(
     wanted = list(dict.fromkeys([*graph.outputs, *[graph.by_name[name] for name in nodes]]))
     batch = max(s.batch for s in sets)
     boxes = [s.box() for s in sets]
-    effort = Effort(memory=options.memory)
+    effort = options.effort
     if method == "forward":
         bounds, _ = forward_bounds(graph, sets, known, wanted)
     elif method in ("interval", "crown-ibp"):

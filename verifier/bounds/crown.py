@@ -16,6 +16,7 @@ from verifier.bounds.relaxations import Relaxations, Slopes
 from verifier.bounds.rows import Selection, interval_is_exact, pass_on, select, wanted
 from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.coefficients import Coefficients, Rows
+from verifier.graph.graph import Window
 from verifier.graph.op import Input
 from verifier.sets import Box, InputSet
 
@@ -26,6 +27,10 @@ FEW = 0.1
 """Where the nearer end settles all but this part of a node's neurons, only the rest get a bound of the other end. It
 saves rows where little is left; elsewhere the other ends of settled neurons make the intervals behind them tighter."""
 
+DEEP, DEPTH, MANY = 64, 16, 8
+"""In networks with more relaxed nodes one above the other than DEEP, passes for nodes of which there are more than MANY
+alike end after DEPTH of them."""
+
 SMALL = 1 << 20
 """Coefficients, about, up to which a second pass costs more than the rows that it saves."""
 
@@ -35,7 +40,7 @@ class Effort:
     """How much work a pass may do. `inherit` takes what is known of a node for its enclosure, without propagating
     intervals to it; `memory` is the size in bytes that the coefficients of one pass may take. After `deadline` (of
     `time.monotonic`) a pass raises OutOfTime; after `patience`, of which every node gets its share, the neurons that
-    are left keep what intervals say of them."""
+    are left keep what intervals say of them. Passes end at enclosures after `depth` elementwise nodes."""
 
     refine: bool = True
     inherit: bool = False
@@ -43,11 +48,19 @@ class Effort:
     memory: int = 1 << 30
     deadline: float = math.inf
     patience: float = math.inf
+    depth: int | None = None
 
-    @property
-    def walk(self) -> PassOptions:
+    def window(self, graph: Graph, target: int) -> Window:
+        """What a pass for inner bounds visits: everything, but for the states of a recurrence of many steps, for which
+        the work would grow with the square of their number."""
+        depth = DEPTH if self.depth is None else self.depth
+        deep = graph.stages[-1] > DEEP if self.depth is None else True
+        return graph.window(target, depth if deep and graph.repeats[target] > MANY else None)
+
+    def walk(self, graph: Graph, target: int) -> PassOptions:
         """For a backward pass of which only the minimum counts."""
-        return PassOptions(self.rounding, windows=True, deadline=self.deadline)
+        ends = self.window(graph, target).ends
+        return PassOptions(self.rounding, windows=True, deadline=self.deadline, ends=ends)
 
 
 def inner_bounds(
@@ -100,7 +113,7 @@ def inner_bounds(
         if selection is None:
             continue
         rows = 2 * boxes[0].lower.shape[0] * selection.index.shape[1]
-        small = rows * max(graph.nodes[j].numel for j in graph.ancestors(target)) < SMALL
+        small = rows * max(graph.nodes[j].numel for j in effort.window(graph, target).nodes) < SMALL
         if small or slopes:  # which belong to both ends
             bounds[target] = refine(graph, sets, target, selection, bounds, relaxations, own)
         else:
@@ -131,7 +144,7 @@ class _Shares:
         self._left = {}
         for i in asked if math.isfinite(effort.patience) else ():
             rows = int(relevant[i].sum()) if i in relevant else graph.nodes[i].numel
-            below = [graph.nodes[j] for j in graph.ancestors(i)]
+            below = [graph.nodes[j] for j in effort.window(graph, i).nodes]
             self._left[i] = rows * sum(n.numel for n in below)
 
     def of(self, node: int) -> Effort:
@@ -213,8 +226,8 @@ def neuron_bounds(
     lowers, uppers = [], []
     for part in chunks.of(selection.index.shape[1]):
         rows = selection.rows(like, part.start, part.stop)
-        lines = relaxations.of(position, part)
-        bound = backward(graph, {position: rows}, lines, bounds, effort.walk)
+        lines = relaxations.of(position, part, effort.window(graph, position))
+        bound = backward(graph, {position: rows}, lines, bounds, effort.walk(graph, position))
         chunks.widest = bound.widest
         low = bound.minimum(graph, sets)
         count = low.shape[1] // 2
@@ -247,11 +260,11 @@ def signed_bounds(
     where the patience ends before."""
     like = bounds[position].lower
     chunks = _Chunks(graph, position, sets[0].batch, like, effort, ends=1)
-    lines = relaxations.of(position, slice(None))
+    lines = relaxations.of(position, slice(None), effort.window(graph, position))
     lows = []
     for part in chunks.of(rows.index.shape[1]):
         few = Rows(rows.index[:, part], rows.scale[:, part], rows.shape)
-        bound = backward(graph, {position: few}, lines, bounds, effort.walk)
+        bound = backward(graph, {position: few}, lines, bounds, effort.walk(graph, position))
         chunks.widest = bound.widest
         lows.append(bound.minimum(graph, sets))
     return _filled(lows, (sets[0].batch, rows.index.shape[1]), like, -torch.inf)
@@ -283,7 +296,7 @@ def specification_bound(
     how: PassOptions = PassOptions(),
 ) -> LinearBound:
     """The final pass: R linear forms of node `target`, bounded below by linear forms of the inputs."""
-    lines = (relaxations or Relaxations(graph, bounds, None)).of(target, slice(None))
+    lines = (relaxations or Relaxations(graph, bounds)).of(target, slice(None), graph.window(target, None))
     return backward(graph, {target: rows}, lines, bounds, how)
 
 
@@ -300,7 +313,7 @@ class _Chunks:
         self._deadline, self._patience = effort.deadline, effort.patience
         memory = min(effort.memory, _CPU_MEMORY) if like.device.type == "cpu" else effort.memory
         self._room = memory // (8 * ends * batch * like.element_size())
-        self._layer = max(graph.nodes[j].numel for j in graph.ancestors(position))
+        self._layer = max(graph.nodes[j].numel for j in effort.window(graph, position).nodes)
 
     def of(self, count: int) -> Iterator[slice]:
         """Slices of the `count` neurons, as far as the patience goes. Raises OutOfTime where the deadline has come."""

@@ -183,6 +183,8 @@ class _Layout:
 def sane(relaxation: Relaxation) -> Relaxation:
     """Lines with a slope that is not finite say nothing: slope 0, and an infinite intercept (any number might be
     too small, for coefficients may be)."""
+    if relaxation.finite or is_finite([relaxation]):
+        return relaxation._replace(finite=True)
     lower = _finite(relaxation.lower_slopes, relaxation.lower_intercept, -torch.inf)
     upper = _finite(relaxation.upper_slopes, relaxation.upper_intercept, torch.inf)
     return Relaxation(*lower, *upper)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.interval import Bounds
+from verifier.bounds.lines import sane
 from verifier.graph import Elementwise, Graph, Interval, Relaxation
+from verifier.graph.graph import Window
 
 Slopes = Mapping[tuple[int, int], Mapping[str, Tensor]]
 """(bounded node, elementwise node) to values of the free relaxation parameters used when bounding the first:
@@ -30,8 +32,13 @@ class Clamp(torch.autograd.Function):
         return grad, None, None
 
 
-def relax_at(op: Elementwise, own: Mapping[str, Tensor], *boxes: Interval) -> Relaxation:
-    """The relaxation at the parameters `own`, brought into their ranges; where it has none, at the usual start."""
+def relax_at(
+    op: Elementwise, own: Mapping[str, Tensor], *boxes: Interval, sketch: bool = False
+) -> Relaxation:
+    """The relaxation at the parameters `own`, brought into their ranges; where it has none, at the usual start. A
+    sketch is about that, where it is cheaper."""
+    if sketch and own and (found := op.sketch(own, *boxes)) is not None:
+        return found
     ranges = op.ranges(*boxes) if own else {}
     starts = {} if own and own.keys() >= ranges.keys() else op.parameters(*boxes)
     values = {name: p.value for name, p in starts.items()}
@@ -42,7 +49,11 @@ def relax_at(op: Elementwise, own: Mapping[str, Tensor], *boxes: Interval) -> Re
 
 
 def relax(
-    graph: Graph, position: int, bounds: Mapping[int, Interval], slopes: Mapping[str, Tensor]
+    graph: Graph,
+    position: int,
+    bounds: Mapping[int, Interval],
+    slopes: Mapping[str, Tensor],
+    sketch: bool = False,
 ) -> Relaxation:
     """The relaxation of an elementwise node at its starting parameters, or at `slopes` [B, G, *shape]."""
     node = graph.nodes[position]
@@ -51,16 +62,18 @@ def relax(
     boxes = [bounds[j] for j in node.inputs]
     if slopes:
         boxes = [box.map(lambda t: t.unsqueeze(1)) for box in boxes]
-    return relax_at(node.op, slopes, *boxes)
+    return relax_at(node.op, slopes, *boxes, sketch=sketch)
 
 
 class Relaxations:
     """Relaxations of one pass: the default of each node once, and those with their own slopes per bounded node for all
     of these together, since each takes hundreds of small operations. A node's arguments must have their enclosures
-    for good when the first node above it is bounded."""
+    for good when the first node above it is bounded. `sketch` for passes of which nothing is claimed."""
 
-    def __init__(self, graph: Graph, bounds: Bounds, slopes: Slopes | None) -> None:
-        self._graph, self._bounds, self._slopes = graph, bounds, slopes or {}
+    def __init__(
+        self, graph: Graph, bounds: Bounds, slopes: Slopes | None = None, sketch: bool = False
+    ) -> None:
+        self._graph, self._bounds, self._slopes, self._sketch = graph, bounds, slopes or {}, sketch
         self._default: dict[int, Relaxation] = {}
         self._own: dict[tuple[int, int], Relaxation] = {}
         self._targets: dict[int, list[int]] = {}
@@ -68,10 +81,10 @@ class Relaxations:
             if own:
                 self._targets.setdefault(j, []).append(target)
 
-    def of(self, target: int, rows: slice) -> Mapping[int, Relaxation]:
-        """For bounding rows `rows` (within each group) of `target`."""
+    def of(self, target: int, rows: slice, window: Window) -> Mapping[int, Relaxation]:
+        """For bounding rows `rows` (within each group) of `target` by a pass through a window."""
         chosen: dict[int, Relaxation] = {}
-        for j in self._graph.ancestors(target):
+        for j in window.nodes - window.ends:
             if not isinstance(self._graph.nodes[j].op, Elementwise):
                 continue
             if self._slopes.get((target, j)):
@@ -80,7 +93,7 @@ class Relaxations:
                 chosen[j] = self._cut(target, j, rows)
                 continue
             if j not in self._default:
-                self._default[j] = relax(self._graph, j, self._bounds, {})
+                self._default[j] = sane(relax(self._graph, j, self._bounds, {}))
             chosen[j] = self._default[j]
         return chosen
 
@@ -96,7 +109,7 @@ class Relaxations:
             slopes = (
                 {n: torch.cat([part[n] for part in parts], 1) for n in parts[0]} if parts[1:] else parts[0]
             )
-            whole = relax(self._graph, j, self._bounds, slopes)
+            whole = sane(relax(self._graph, j, self._bounds, slopes, self._sketch))
             for k, target in enumerate(targets):
                 self._own[target, j] = _mapped(whole, lambda t, k=k, n=sizes: t.split(n, 1)[k])
 
@@ -117,4 +130,4 @@ def _mapped(whole: Relaxation, change: Callable[[Tensor], Tensor]) -> Relaxation
         return t if t is None or t.shape[1] == 1 else change(t)
 
     lower, upper = (tuple(part(t) for t in s) for s in (whole.lower_slopes, whole.upper_slopes))
-    return Relaxation(lower, part(whole.lower_intercept), upper, part(whole.upper_intercept))  # pyright: ignore[reportArgumentType]
+    return Relaxation(lower, part(whole.lower_intercept), upper, part(whole.upper_intercept), whole.finite)  # pyright: ignore[reportArgumentType]

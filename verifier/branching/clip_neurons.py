@@ -159,13 +159,14 @@ def neuron_planes(
     ends = box.box().map(lambda t: t.flatten())
     center = (ends.lower + ends.upper) / 2
     radius = torch.maximum(ends.upper - center, center - ends.lower)
-    lines, how = Relaxations(graph, bounds, None), PassOptions(deadline=limits.deadline)
+    lines, how = Relaxations(graph, bounds), PassOptions(deadline=limits.deadline)
     matrices, middles, reaches = [], [], []
     for i, selection in selections.items():
-        step = max(1, (1 << 22) // max(graph.nodes[j].numel for j in graph.ancestors(i)))
+        window = graph.window(i, None)
+        step = max(1, (1 << 22) // max(graph.nodes[j].numel for j in window.nodes))
         for first in range(0, len(columns[i]), step):
             rows = selection.rows(ends.lower, first, first + step)
-            found = backward(graph, {i: rows}, lines.of(i, slice(None)), bounds, how)
+            found = backward(graph, {i: rows}, lines.of(i, slice(None), window), bounds, how)
             plane = found.coefficients[graph.inputs[0]][0].flatten(1)
             constant = found.constant[0] if found.error is None else found.constant[0] - found.error[0]
             constant, exact = constant.double().expand(len(plane)), plane.double()

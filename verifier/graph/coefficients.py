@@ -240,10 +240,15 @@ def rows(x: Tensor, leading: int = 1) -> Tensor:
     return x.reshape(*x.shape[:leading], -1)
 
 
+SHORT = 64
+"""Terms up to which one sum is exact enough."""
+
+
 @cache
 def blocks(size: int) -> int:
-    """Into how many sums of equal length a sum of `size` terms is split: a divisor of it, at most FEW."""
-    return max(k for k in range(1, FEW + 1) if size % k == 0) if size else 1
+    """Into how many sums of equal length a sum of `size` terms is split: a divisor of it, at most FEW; short sums stay
+    whole."""
+    return max(k for k in range(1, FEW + 1) if size % k == 0) if size > SHORT else 1
 
 
 def roundings(size: int) -> int:

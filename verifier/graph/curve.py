@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -19,10 +19,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from verifier.graph.interval import Interval
-from verifier.graph.op import Parameter, Univariate
+from verifier.graph.op import Parameter, Relaxation, Univariate
+
+SAMPLES = 33
+"""Points of an interval from which lines are sketched: off by a thousandth of what the chord is."""
 
 STEPS = 4
 """Lines tried in the search for one to start from; each is off by the square of what the one before was off by."""
+
+_DENSE = 4.0
 
 
 class Piece(NamedTuple):
@@ -43,6 +48,17 @@ def alternating(knots: Iterable[float], convex: bool) -> tuple[Piece, ...]:
 def known(bound: Tensor) -> Tensor:
     """An upper bound that is infinite instead of NaN: a comparison with NaN would drop it."""
     return torch.nan_to_num(bound, nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+
+def spaced(x: Interval, count: int) -> Tensor:
+    """Increasing points of an interval [count, ...], both ends included: evenly spaced up to about a distance of _DENSE
+    from zero, by ratios beyond."""
+    part = torch.arange(1, count - 1, dtype=x.lower.dtype, device=x.lower.device) / (count - 1)
+    part = part.view(-1, *[1] * x.lower.dim())
+    low, high = ((t / _DENSE).asinh() for t in x)
+    inner = _DENSE * (low + part * (high - low)).sinh()
+    inner = torch.minimum(torch.maximum(torch.nan_to_num(inner), x.lower), x.upper)
+    return torch.cat([x.lower.unsqueeze(0), inner, x.upper.unsqueeze(0)])
 
 
 class Curve(Univariate):
@@ -131,6 +147,14 @@ class Curve(Univariate):
         found = found.map(lambda t: t.clamp(self.bottom, self.top))
         usable = self.usable(x)
         return found if usable is None else _where(usable, found, Interval.everything(1, low))
+
+    def sketch(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation | None:
+        """From samples. Where a parameter is missing that has one value alone, that is the chord's slope."""
+        x = spaced(xs[0], SAMPLES)
+        y, width = self.forward(x), x[-1] - x[0]
+        chord = (y[-1] - y[0]) / torch.where(width > 0, width, torch.ones_like(width))
+        lower, upper = (parameters.get(f"{side}_slope", chord) for side in ("lower", "upper"))
+        return Relaxation((lower,), (y - lower * x).amin(0), (upper,), (y - upper * x).amax(0))
 
     def support_max(self, slope: Tensor, x: Interval) -> Tensor:
         return self._support(slope, x, 1)
@@ -245,26 +269,24 @@ class Curve(Univariate):
         return Parameter(torch.where(fine, start, torch.zeros_like(start)), low, high)
 
     def _touching(self, x: Interval, sign: int) -> tuple[Tensor, Interval, Tensor]:
-        """The slope of the best line in the middle, the points on both sides where it touches, and where it is the
-        tangent in the middle instead."""
+        """The slope of about the best line in the middle, the points on both sides where it touches, and where it is
+        the tangent in the middle instead. From samples: lines are bounded for whatever slope they have."""
+        points = spaced(x, SAMPLES)
+        values = sign * self.forward(points)
         middle = (x.lower / 2 + x.upper / 2).clamp(x.lower, x.upper)
         tangent = self.derivative(middle)
-        left, right = x
-        low, high = self.forward(left), self.forward(right)
-        slope = _chord(left, right, low, high, tangent)
-        bound = low
-        for step in range(STEPS):
-            bound, point = self.extreme(slope, x, sign)
-            if step == STEPS - 1:
-                break
-            value = sign * bound + slope * point
+        slope = sign * _chord(x.lower, x.upper, values[0], values[-1], sign * tangent)
+        left, low, right, high = x.lower, values[0], x.upper, values[-1]
+        for _ in range(STEPS):
+            index = (values - slope * points).argmax(0, keepdim=True)
+            point, value = (t.gather(0, index).squeeze(0) for t in (points, values))
             before = point < middle
             left, low = torch.where(before, point, left), torch.where(before, value, low)
             right, high = torch.where(before, right, point), torch.where(before, high, value)
-            slope = _chord(left, right, low, high, tangent)
-        other, _ = self.extreme(tangent, x, sign)
-        inside = (other + sign * tangent * middle <= bound + sign * slope * middle) & tangent.isfinite()
-        return torch.where(inside, tangent, slope), Interval(left, right), inside
+            slope = _chord(left, right, low, high, sign * tangent)
+        peaks = [(values - m * (points - middle)).amax(0) for m in (slope, sign * tangent)]
+        inside = (peaks[1] <= peaks[0]) & tangent.isfinite()
+        return torch.where(inside, tangent, sign * slope), Interval(left, right), inside
 
     def _moving(
         self, x: Interval, tame: Interval, start: Tensor, touched: Interval, inside: Tensor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -43,6 +45,13 @@ class Origin(NamedTuple):
     node: int
     index: Tensor
     sign: Tensor
+
+
+class Window(NamedTuple):
+    """Nodes that a pass visits, and those among them at whose enclosures it ends."""
+
+    nodes: frozenset[int]
+    ends: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,61 @@ class Graph:
                     seen.update(self.nodes[i].inputs)
             known = self._ancestors[target] = frozenset(seen)
         return known
+
+    @cached_property
+    def relaxed(self) -> tuple[bool, ...]:
+        """Which nodes some elementwise node reads."""
+        return tuple(any(isinstance(self.nodes[k].op, Elementwise) for k in users) for users in self.users)
+
+    @cached_property
+    def stages(self) -> tuple[int, ...]:
+        """Per node, the most nodes on a way up to it that elementwise nodes read, itself included."""
+        found: list[int] = []
+        for node, own in zip(self.nodes, self.relaxed, strict=True):
+            found.append(max((found[j] for j in node.inputs), default=0) + own)
+        return tuple(found)
+
+    @cached_property
+    def repeats(self) -> tuple[int, ...]:
+        """Per node, how many nodes of the graph look like it and what is next to it, as the steps of a recurrence do."""
+        kinds: list[object] = [(type(node.op), node.shape) for node in self.nodes]
+        for _ in range(2):
+            around = zip(self.nodes, self.users, kinds, strict=True)
+            kinds = [
+                hash((own, *[kinds[j] for j in node.inputs], frozenset(kinds[k] for k in users)))
+                for node, users, own in around
+            ]
+        count = Counter(kinds)
+        return tuple(count[kind] for kind in kinds)
+
+    def window(self, target: int, depth: int | None) -> Window:
+        """The nodes that a pass from `target` visits which ends at the `depth`-th node on its way that elementwise nodes
+        read, unless no more than that many lead from there to the inputs; all ancestors without a depth."""
+        known = self._windows.get((target, depth))
+        if known is None:
+            known = Window(self.ancestors(target)) if depth is None else self._cut(target, depth)
+            self._windows[target, depth] = known
+        return known
+
+    @cached_property
+    def _windows(self) -> dict[tuple[int, int | None], Window]:
+        return {}
+
+    def _cut(self, target: int, depth: int) -> Window:
+        """Nodes in falling order, each with the fewest such nodes on a way to it."""
+        distance = {target: 0}
+        queue, ends = [-target], set()
+        while queue:
+            i = -heapq.heappop(queue)
+            if distance[i] >= depth < self.stages[i] and self.relaxed[i]:
+                ends.add(i)
+                continue
+            for j in self.nodes[i].inputs:
+                if j not in distance:
+                    heapq.heappush(queue, -j)
+                beyond = distance[i] + self.relaxed[j]
+                distance[j] = min(beyond, distance.get(j, beyond))
+        return Window(frozenset(distance), frozenset(ends))
 
     @cached_property
     def device(self) -> torch.device:

@@ -277,12 +277,14 @@ class Relaxation(NamedTuple):
     Slopes and intercepts have the shape of the operator's result with a batch dimension; an intercept that is
     zero everywhere may be None. The lines must hold up to `Elementwise.relaxation_error` units of rounding of
     |slope||x| + |intercept|, which the engine adds; an operator with larger errors inflates its intercepts.
+    `finite` where all of them are known to be so.
     """
 
     lower_slopes: tuple[Tensor, ...]
     lower_intercept: Tensor | None
     upper_slopes: tuple[Tensor, ...]
     upper_intercept: Tensor | None
+    finite: bool = False
 
 
 class Elementwise(Op):
@@ -317,6 +319,11 @@ class Elementwise(Op):
     @abstractmethod
     def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
         """Sound linear bounds on the box for any parameters in their ranges; differentiable in both."""
+
+    def sketch(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation | None:
+        """About what `relax` gives, also for parameters out of their ranges, at a fraction of its cost: for the steps
+        of an optimisation, whose results are bounded anew. None where `relax` costs little."""
+        return None
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
         """Boolean [B, *shape]: where a tighter interval of argument `index` can tighten the relaxation."""

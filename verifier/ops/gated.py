@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Univariate, Value
-from verifier.graph.curve import Curve, calm, calmed
+from verifier.graph.curve import Curve, calm, calmed, spaced
 from verifier.graph.op import Shape
 from verifier.ops.product import Product, mix, multiply
 
 CELLS = 3
 """Into how many parts x's interval is cut for g(x) h(y): more gain less than a thousandth."""
+SAMPLES = 9
+"""Points of an interval at which a sketch looks."""
 _STEEP = 2.0**40
 """The support function of a gate is asked for slopes up to this, per unit of x; beyond, intervals do as well."""
 
@@ -110,6 +112,28 @@ class Gated(Elementwise):
             (high.x, high.y),
             high.intercept.masked_fill(high.wild, torch.inf),
         )
+
+    def sketch(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation | None:
+        """From samples of both functions, or of the gate at both ends of y."""
+        names = ("x", "y")[: 1 if self.other is None else 2]
+        if any(f"{side}_{name}" not in parameters for _, side in _SIDES for name in names):
+            return None
+        x = spaced(xs[0], SAMPLES)
+        y = (torch.stack([*xs[1]]) if self.other is None else spaced(xs[1], SAMPLES)).unsqueeze(1)
+        height = self.gate.forward(x) * (y if self.other is None else self.other.forward(y))
+        planes = []
+        for sign, side in _SIDES:
+            slope = parameters[f"{side}_x"]
+            if self.other is None:
+                most = sign * (sign * (height - slope * x)).amax(1)
+                width = xs[1].upper - xs[1].lower
+                steep = (most[1] - most[0]) / torch.where(width > 0, width, torch.ones_like(width))
+                planes.append(((slope, steep), most[0] - steep * xs[1].lower))
+                continue
+            other = parameters[f"{side}_y"]
+            most = sign * (sign * (height - slope * x - other * y)).flatten(0, 1).amax(0)
+            planes.append(((slope, other), most))
+        return Relaxation(*planes[0], *planes[1])
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
         """Where the other factor varies, or the own function is more than scaled by it."""

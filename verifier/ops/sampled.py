@@ -15,15 +15,13 @@ from torch import Tensor
 
 from verifier.graph import Builder, Curve, Graph, Interval, Value
 from verifier.graph.composite import intervals
-from verifier.graph.curve import known
+from verifier.graph.curve import known, spaced
 from verifier.graph.op import Shape
 from verifier.ops.movement import joint_shape
 from verifier.ops.product import multiply
 
 CELLS = 40
 """Parts of an interval between samples."""
-_DENSE = 4.0
-"""Samples are evenly spaced up to about this distance from zero, and by ratios beyond."""
 
 
 class Sampled(Curve):
@@ -46,15 +44,6 @@ class Sampled(Curve):
         far = torch.full_like(x.lower, torch.inf)
         return Interval(-far, far)
 
-    def _samples(self, x: Interval) -> Tensor:
-        """[CELLS + 1, ...], increasing, the ends included."""
-        part = torch.arange(CELLS + 1, dtype=x.lower.dtype, device=x.lower.device) / CELLS
-        part = part.view(-1, *[1] * x.lower.dim())
-        low, high = ((t / _DENSE).asinh() for t in x)
-        points = _DENSE * (low + part * (high - low)).sinh()
-        points = torch.minimum(torch.maximum(torch.nan_to_num(points), x.lower), x.upper).cummax(0).values
-        return torch.cat([x.lower.unsqueeze(0), points[1:-1], x.upper.unsqueeze(0)])
-
     @cached_property
     def _recent(self) -> list[_Cells]:
         """The cells of the last interval: they do not depend on slopes, and lines of several slopes are asked for."""
@@ -64,7 +53,7 @@ class Sampled(Curve):
         low, high = (end.detach() for end in x)
         if self._recent and self._recent[0].of(low, high):
             return self._recent[0]
-        points = self._samples(Interval(low, high))
+        points = spaced(Interval(low, high), CELLS + 1).cummax(0).values  # rounding may swap neighbours
         cells = Interval(points[:-1], points[1:])
         bend, whole = self.bend(cells).sanitise(), self.reach(cells).sanitise()
         found = _Cells((low.clone(), high.clone()), points, self.value(points).sanitise(), bend, whole)
@@ -95,31 +84,8 @@ class Sampled(Curve):
         nearer = torch.where(right > left, points[1:], points[:-1])
         return best.squeeze(0), nearer.expand_as(high).gather(0, cell).squeeze(0)
 
-    def _touching(self, x: Interval, sign: int) -> tuple[Tensor, Interval, Tensor]:
-        """From the hull of the samples: the highest chord across the middle."""
-        points = self._samples(x)
-        middle = (x.lower / 2 + x.upper / 2).clamp(x.lower, x.upper)
-        values = sign * self.forward(points)
-        best = torch.full_like(middle, -torch.inf)
-        tangent = self.derivative(middle)
-        slope, left, right = tangent, x.lower, x.upper
-        for start, low in zip(points[:-1], values[:-1], strict=True):
-            run = points - start
-            across = (start <= middle) & (points >= middle) & (run > 0)
-            steep = (values - low) / torch.where(run > 0, run, torch.ones_like(run))
-            height = (low + (middle - start) * steep).masked_fill(~across, -torch.inf)
-            high, index = height.max(0, keepdim=True)
-            better = high[0] > best
-            best = torch.where(better, high[0], best)
-            slope = torch.where(better, sign * steep.gather(0, index)[0], slope)
-            left, right = (
-                torch.where(better, start, left),
-                torch.where(better, points.gather(0, index)[0], right),
-            )
-        return slope, Interval(left, right), torch.zeros_like(best, dtype=torch.bool)
-
     def slopes(self, x: Interval) -> Interval:
-        steep = self.derivative(self._samples(x))
+        steep = self.derivative(spaced(x, CELLS + 1))
         return Interval(steep.amin(0), steep.amax(0))
 
 

@@ -3,6 +3,7 @@ w and a step S; and which operator knows that function as one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,10 +13,11 @@ import torch
 from verifier.graph import Builder, Value
 from verifier.graph.op import Op
 from verifier.ops.arithmetic import Add, ScaleShift, add, scale_shift
+from verifier.ops.decay import ExpSigmoid, Gompertz, SigmoidPower
 from verifier.ops.erf import Erf
 from verifier.ops.exponential import Exp
 from verifier.ops.piecewise_polynomial import DEGREE, PiecewisePolynomial
-from verifier.ops.power import Power
+from verifier.ops.power import Log, Power
 from verifier.ops.product import Product, Square
 from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.self_gated import Gelu, Mish, Silu
@@ -26,16 +28,20 @@ Poly = tuple[Fraction, ...]
 """Coefficients, lowest first, without zeros at the end."""
 ROOT_TWO = Fraction(2**0.5)
 _MOST = 12
+_STEEP = 64.0
+"""Decays of rates up to this, or down to one by this, are operators of their own."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """`plain` + `factor` * step(`inner`); `step` is empty where there is none."""
+    """`plain` + `factor` * step(`inner`); `step` is empty where there is none. Of the steps "sigmoid power"
+    (sigmoid^rate), "exp exp" (e^(rate e^x)) and "exp sigmoid" (e^(rate sigmoid(x))) there is one for every rate."""
 
     plain: Poly
     factor: Poly = ()
     step: str = ""
     inner: Poly = ()
+    rate: Fraction = Fraction(0)
 
 
 IDENTITY = Form((Fraction(0), Fraction(1)))
@@ -67,7 +73,7 @@ def _step(op: Op, x: Form) -> Form | None:
     if isinstance(op, Reciprocal) and x.step == "exp" and len(x.plain) == 1 and x.plain == x.factor:
         return Form((), (1 / x.plain[0],), "sigmoid", _times((Fraction(-1),), x.inner))  # 1 / (c + c e^w)
     if x.step:
-        return None
+        return _decay(op, x)
     if isinstance(op, Exp):
         return Form((), one, "exp", x.plain)
     if isinstance(op, Sigmoid):
@@ -81,21 +87,38 @@ def _step(op: Op, x: Form) -> Form | None:
     return None
 
 
+def _decay(op: Op, x: Form) -> Form | None:
+    """Exponentials, logarithms and powers of a multiple of a step."""
+    one, away = (Fraction(1),), _times((Fraction(-1),), x.inner)
+    if x.plain or len(x.factor) != 1:
+        return None
+    rate = x.factor[0]
+    if isinstance(op, Exp) and x.step == "softplus" and rate < 0:
+        return Form((), one, "sigmoid power", away, -rate)  # e^(-c log(1 + e^w))
+    if isinstance(op, Exp) and x.step in ("exp", "sigmoid"):
+        return Form((), one, f"exp {x.step}", x.inner, rate)
+    if x.step == "sigmoid" and rate == 1 and isinstance(op, Log):
+        return Form((), (Fraction(-1),), "softplus", away)
+    if x.step == "sigmoid" and rate == 1 and isinstance(op, Power) and op.exponent > 0:
+        return Form((), one, "sigmoid power", x.inner, Fraction(op.exponent))
+    return None
+
+
 def _scaled(op: ScaleShift, x: Form) -> Form | None:
     if op.doubt is not None or any(t is not None and t.numel() != 1 for t in (op.scale, op.shift)):
         return None
     scale = Fraction(1) if op.scale is None else Fraction(float(op.scale))
     shift = Fraction(0) if op.shift is None else Fraction(float(op.shift))
     return Form(
-        _plus(_times((scale,), x.plain), _trim((shift,))), _times((scale,), x.factor), x.step, x.inner
+        _plus(_times((scale,), x.plain), _trim((shift,))), _times((scale,), x.factor), x.step, x.inner, x.rate
     )
 
 
 def _sum(a: Form, b: Form) -> Form | None:
-    if a.step and b.step and (a.step, a.inner) != (b.step, b.inner):
+    if a.step and b.step and (a.step, a.inner, a.rate) != (b.step, b.inner, b.rate):
         return None
     stepped = a if a.step else b
-    return Form(_plus(a.plain, b.plain), _plus(a.factor, b.factor), stepped.step, stepped.inner)
+    return Form(_plus(a.plain, b.plain), _plus(a.factor, b.factor), stepped.step, stepped.inner, stepped.rate)
 
 
 def _product(a: Form, b: Form) -> Form | None:
@@ -103,7 +126,9 @@ def _product(a: Form, b: Form) -> Form | None:
         return None
     stepped, other = (a, b) if a.step else (b, a)
     plain, factor = _times(stepped.plain, other.plain), _times(stepped.factor, other.plain)
-    return Form(plain, factor, stepped.step, stepped.inner) if len(plain) + len(factor) <= 2 * _MOST else None
+    if len(plain) + len(factor) > 2 * _MOST:
+        return None
+    return Form(plain, factor, stepped.step, stepped.inner, stepped.rate)
 
 
 def _trim(p: Poly) -> Poly:
@@ -141,8 +166,8 @@ def writer(form: Form) -> Callable[[Builder, Value], Value] | None:
     """
     if not form.step or not form.factor:
         return _polynomial(form.plain) if 2 < len(form.plain) <= DEGREE + 1 else None
-    if form.step == "sigmoid" and len(form.factor) == 1 and len(form.inner) == 2 and len(form.plain) <= 2:
-        return _Around(Sigmoid(), form.inner[1], form.inner[0], form.factor[0], form.plain)
+    if len(form.factor) == 1 and len(form.inner) == 2 and len(form.plain) <= 2:
+        return _multiple(form)
     if len(form.factor) != 2 or len(form.plain) > 2:
         return None
     origin = -form.factor[0] / form.factor[1]  # where the factor is zero
@@ -169,6 +194,24 @@ def writer(form: Form) -> Callable[[Builder, Value], Value] | None:
     else:
         return None
     return _Around(op, rate, -rate * origin, weight, plain)
+
+
+def _multiple(form: Form) -> _Around | None:
+    """A multiple of an operator of a straight line."""
+    shift, rate = form.inner[0], float(form.rate)
+    if form.step == "sigmoid":
+        op = Sigmoid()
+    elif form.step == "softplus":
+        op = Softplus()
+    elif form.step == "sigmoid power" and 1 / _STEEP < rate < _STEEP:
+        op = SigmoidPower(rate)
+    elif form.step == "exp sigmoid" and 1 / _STEEP < abs(rate) < _STEEP:
+        op = ExpSigmoid(rate)
+    elif form.step == "exp exp" and -_STEEP < rate < -1 / _STEEP:
+        op, shift = Gompertz(), shift + Fraction(math.log(-rate))
+    else:
+        return None
+    return _Around(op, form.inner[1], shift, form.factor[0], form.plain)
 
 
 @dataclass(frozen=True)

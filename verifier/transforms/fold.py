@@ -1,8 +1,9 @@
 """Fusing chains of affine operators, so that the engines see as few nodes as possible.
 
 Linear, Conv and ConvTranspose swallow the scalings and shifts around them; consecutive matrices are multiplied where
-that saves work and sums are exact; rearrangements are composed; what does nothing is dropped. Exact but for rounding
-of the fused matrices, relative to themselves, and of the fused shifts, which is in the operators' `doubt`.
+that saves work or they are small, and sums are exact; rearrangements are composed; what does nothing is dropped. Exact
+but for rounding of the fused matrices, relative to themselves, and of the fused shifts, which is in the operators'
+`doubt`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from verifier.ops.linear import Linear
 from verifier.ops.movement import Permute, Reshape, Take
 from verifier.ops.piecewise_linear import PiecewiseLinear
 from verifier.transforms.exact import faithful_affine, faithful_product, sum_rounding
+
+SMALL = 1 << 12
+"""Entries of a matrix up to which one more costs less than one more node."""
 
 Rule = Callable[[Any, Any, Shape, Shape], "tuple[Op, ...] | None"]
 
@@ -184,7 +188,9 @@ def _scale_linear(first: ScaleShift, second: Linear, shape: Shape, middle: Shape
 
 def _linear_linear(first: Linear, second: Linear, shape: Shape, middle: Shape) -> tuple[Op, ...] | None:
     (inner, inputs), outputs = first.weight.shape, second.weight.shape[0]
-    if outputs * inputs > inner * (inputs + outputs) or not faithful_product(second.weight, first.weight):
+    if outputs * inputs > max(SMALL, inner * (inputs + outputs)) or not faithful_product(
+        second.weight, first.weight
+    ):
         return None
     if first.bias is not None and not faithful_affine(second.weight, first.bias, second.bias):
         return None

@@ -1,0 +1,77 @@
+"""Passes that end at the enclosures of earlier states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from verifier.bounds.alpha import AlphaOptions
+from verifier.bounds.compute import compute_bounds
+from verifier.bounds.crown import DEEP, DEPTH, MANY, Effort
+from verifier.graph import Builder, Graph
+from verifier.ops.arithmetic import add
+from verifier.ops.linear import Linear
+from verifier.ops.movement import Take
+from verifier.ops.product import multiply
+from verifier.ops.sigmoid import sigmoid, tanh
+from verifier.sets import Box
+
+FEATURES = 3
+
+
+def recurrence(steps: int, seed: int = 0) -> Graph:
+    """s_t = sigmoid(A x_t) s_(t-1) + tanh(B x_t + C s_(t-1)), and two forms of tanh(s_T)."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b, c, d = torch.randn(4, FEATURES, FEATURES, generator=generator, dtype=torch.float64) / FEATURES**0.5
+    builder = Builder()
+    x = builder.input("x", (steps * FEATURES,))
+    state = None
+    for t in range(steps):
+        token = builder.add(Take(torch.arange(t * FEATURES, (t + 1) * FEATURES), (FEATURES,)), x)
+        fresh = builder.add(Linear(b), token)
+        if state is None:
+            state = tanh(builder, fresh)
+            continue
+        fresh = tanh(builder, add(builder, fresh, builder.add(Linear(c / 2), state)))
+        gate = sigmoid(builder, builder.add(Linear(a), token))
+        state = add(builder, multiply(builder, gate, state), fresh)
+    assert state is not None
+    return builder.graph(builder.add(Linear(d[:2]), tanh(builder, state)))
+
+
+def box(steps: int, radius: float) -> Box:
+    generator = torch.Generator().manual_seed(1)
+    return Box.around(torch.randn(2, steps * FEATURES, generator=generator, dtype=torch.float64), radius)
+
+
+@pytest.mark.parametrize("method", ["crown", "alpha-crown"])
+def test_bounds_hold_at_every_depth(method) -> None:
+    graph, inputs = recurrence(12), box(12, 0.1)
+    part = torch.rand(4000, 2, 12 * FEATURES, dtype=torch.float64).round()
+    points = inputs.lower + part * (inputs.upper - inputs.lower)
+    values = graph.evaluate([points.flatten(0, 1)])[0].view(4000, 2, 2)
+    widths = []
+    for depth in (1, 2, 4, 100):
+        found = compute_bounds(graph, [inputs], method, options=AlphaOptions(iterations=4, depth=depth))
+        assert (found.lower <= values).all() and (values <= found.upper).all()
+        widths.append(float((found.upper - found.lower).mean()))
+    whole = compute_bounds(graph, [inputs], method, options=AlphaOptions(iterations=4))
+    assert widths[-1] == pytest.approx(float((whole.upper - whole.lower).mean()), rel=1e-12)
+    assert widths[0] > widths[-1], "the passes do not end early"
+    assert widths[2] < widths[0]
+
+
+def test_the_work_for_states_does_not_grow_with_their_number() -> None:
+    graph, effort = recurrence(DEEP), Effort()
+    states = [i for i, n in enumerate(graph.repeats) if n > MANY and graph.stages[i] > 2 * DEPTH]
+    assert len(states) > DEEP
+    windows = [effort.window(graph, i) for i in states]
+    assert max(len(w.nodes) for w in windows) < len(graph.nodes) / 2
+    assert len({len(w.nodes) for w in windows}) < 20
+    assert all(w.ends and all(graph.relaxed[j] for j in w.ends) for w in windows)
+    assert effort.window(graph, graph.outputs[0]).ends == frozenset()
+
+
+def test_short_recurrences_are_bounded_from_the_inputs() -> None:
+    graph, effort = recurrence(8), Effort()
+    assert not any(effort.window(graph, i).ends for i in range(len(graph.nodes)))
