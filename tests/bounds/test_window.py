@@ -67,7 +67,6 @@ def test_the_work_for_states_does_not_grow_with_their_number() -> None:
     assert len(states) > DEEP
     windows = [effort.window(graph, i) for i in states]
     assert max(len(w.nodes) for w in windows) < len(graph.nodes) / 2
-    assert len({len(w.nodes) for w in windows}) < 20
     assert all(w.ends and all(graph.relaxed[j] for j in w.ends) for w in windows)
     assert effort.window(graph, graph.outputs[0]).ends == frozenset()
 

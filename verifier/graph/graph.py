@@ -104,7 +104,8 @@ class Graph:
     @cached_property
     def relaxed(self) -> tuple[bool, ...]:
         """Which nodes some elementwise node reads."""
-        return tuple(any(isinstance(self.nodes[k].op, Elementwise) for k in users) for users in self.users)
+        curved = [isinstance(node.op, Elementwise) for node in self.nodes]
+        return tuple(any(curved[k] for k in users) for users in self.users)
 
     @cached_property
     def stages(self) -> tuple[int, ...]:
@@ -128,8 +129,8 @@ class Graph:
         return tuple(count[kind] for kind in kinds)
 
     def window(self, target: int, depth: int | None) -> Window:
-        """The nodes that a pass from `target` visits which ends at the `depth`-th node on its way that elementwise nodes
-        read, unless no more than that many lead from there to the inputs; all ancestors without a depth."""
+        """The nodes that a pass from `target` visits which ends at the `depth`-th node on its way that elementwise
+        nodes read, unless no more than that many lead from there to the inputs; all ancestors without a depth."""
         known = self._windows.get((target, depth))
         if known is None:
             known = Window(self.ancestors(target)) if depth is None else self._cut(target, depth)
