@@ -63,7 +63,7 @@ def test_bounds_hold_at_every_depth(method) -> None:
 
 def test_the_work_for_states_does_not_grow_with_their_number() -> None:
     graph, effort = recurrence(DEEP), Effort()
-    states = [i for i, n in enumerate(graph.repeats) if n > MANY and graph.stages[i] > 2 * DEPTH]
+    states = [i for i, n in enumerate(graph.repeats) if n > MANY and graph.stages[i] > 4 * DEPTH]
     assert len(states) > DEEP
     windows = [effort.window(graph, i) for i in states]
     assert max(len(w.nodes) for w in windows) < len(graph.nodes) / 2

@@ -338,10 +338,11 @@ def test_sketches_are_near_the_lines(make: Callable, fields: dict) -> None:
     if rough is None:
         return
     width, (low, high) = x.upper - x.lower, op.interval(x)
-    for k in (0, 2):
-        intercepts = exact[k + 1], rough[k + 1]
-        assert torch.equal(exact[k][0], rough[k][0])
-        size = high - low + exact[k][0].abs() * width + 1e-9
-        usual = (width < 4) & (x.lower.abs() < 4) & intercepts[0].isfinite()
-        off = ((intercepts[0] - intercepts[1]).abs() / size)[usual]
+    for side in ("lower", "upper"):
+        slope, near = (getattr(found, f"{side}_slopes")[0] for found in (exact, rough))
+        assert torch.equal(slope, near)
+        intercept, near = (getattr(found, f"{side}_intercept") for found in (exact, rough))
+        size = high - low + slope.abs() * width + 1e-9
+        usual = (width < 4) & (x.lower.abs() < 4) & intercept.isfinite()
+        off = ((intercept - near).abs() / size)[usual]
         assert off.median() < 2e-3 and off.mean() < 0.02

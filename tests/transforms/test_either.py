@@ -29,21 +29,23 @@ def _forms() -> tuple[Graph, Graph]:
 
 def test_it_is_at_least_as_tight_as_each() -> None:
     first, second = _forms()
-    both = either(first, second)
+    both = either(second, first)
     generator = torch.Generator().manual_seed(0)
     box = Box.around(2 * torch.randn(20, 4, generator=generator, dtype=torch.float64), 0.4)
     points = (
         box.lower + (box.upper - box.lower) * torch.linspace(0, 1, 201, dtype=torch.float64)[:, None, None]
     )
     values = both.evaluate([points.flatten(0, 1)])[0].view(201, 20, 4)
-    torch.testing.assert_close(values.flatten(0, 1), second.evaluate([points.flatten(0, 1)])[0])
+    torch.testing.assert_close(values.flatten(0, 1), first.evaluate([points.flatten(0, 1)])[0])
     options = AlphaOptions(iterations=40)
-    found, *apart = [compute_bounds(g, [box], "alpha-crown", options=options).outputs[0] for g in (both, first, second)]
+    found, *apart = [
+        compute_bounds(g, [box], "alpha-crown", options=options).outputs[0] for g in (both, first, second)
+    ]
     assert (found.lower <= values).all() and (values <= found.upper).all()
     widths = [b.upper - b.lower for b in apart]
     best = torch.minimum(*widths)
     assert ((found.upper - found.lower) <= 1.02 * best).float().mean() > 0.95
-    assert (best < 0.99 * widths[0]).any() and (best < 0.99 * widths[1]).any(), "one form is always better"
+    assert (best < 0.9 * widths[1]).any(), "both forms are as good"
 
 
 def test_networks_of_different_shapes_are_refused() -> None:

@@ -117,7 +117,7 @@ class Graph:
 
     @cached_property
     def repeats(self) -> tuple[int, ...]:
-        """Per node, how many nodes of the graph look like it and what is next to it, as the steps of a recurrence do."""
+        """Per node, how many look like it and have the same around them, as the steps of a recurrence do."""
         kinds: list[object] = [(type(node.op), node.shape) for node in self.nodes]
         for _ in range(2):
             around = zip(self.nodes, self.users, kinds, strict=True)
