@@ -70,9 +70,13 @@ def margins(labels: Tensor, classes: int) -> Tensor:
     """The score of each label [N] less those of the other classes, as linear forms [N, classes - 1, classes]."""
     import torch
 
-    unit = torch.eye(classes)
+    unit = torch.eye(classes, device=labels.device)
     rows = unit[labels].unsqueeze(1) - unit
-    others = (torch.arange(classes) != labels.unsqueeze(1)).nonzero()[:, 1].view(len(labels), -1)
+    others = (
+        (torch.arange(classes, device=labels.device) != labels.unsqueeze(1))
+        .nonzero()[:, 1]
+        .view(len(labels), -1)
+    )
     return rows.gather(1, others.unsqueeze(2).expand(-1, -1, classes))
 
 
