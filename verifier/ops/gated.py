@@ -28,8 +28,8 @@ from verifier.ops.product import Product, mix, multiply
 
 CELLS = 3
 """Into how many parts x's interval is cut for g(x) h(y): more gain less than a thousandth."""
-SAMPLES = 9
-"""Points of an interval at which a sketch looks."""
+SAMPLES, STARTS = 9, 17
+"""Points of an interval at which a sketch looks, and the search for slopes to start from."""
 _STEEP = 2.0**40
 """The support function of a gate is asked for slopes up to this, per unit of x; beyond, intervals do as well."""
 
@@ -118,9 +118,8 @@ class Gated(Elementwise):
         names = ("x", "y")[: 1 if self.other is None else 2]
         if any(f"{side}_{name}" not in parameters for _, side in _SIDES for name in names):
             return None
-        x = spaced(xs[0], SAMPLES)
-        y = (torch.stack([*xs[1]]) if self.other is None else spaced(xs[1], SAMPLES)).unsqueeze(1)
-        height = self.gate.forward(x) * (y if self.other is None else self.other.forward(y))
+        x, y, h, g = _sampled(self, xs[0], xs[1], SAMPLES)
+        height = g * h
         planes = []
         for sign, side in _SIDES:
             slope = parameters[f"{side}_x"]
@@ -174,12 +173,16 @@ class _Lines(NamedTuple):
     @classmethod
     def of(cls, function: Univariate, x: Interval) -> _Lines:
         own = function.parameters(x)
-        lines = function.relax({name: p.value for name, p in own.items()}, x)
+        if isinstance(function, Curve):
+            below, above = own["lower_slope"].value, own["upper_slope"].value
+        else:
+            lines = function.relax({name: p.value for name, p in own.items()}, x)
+            below, above = lines.lower_slopes[0], lines.upper_slopes[0]
         first, last = (function.forward(end) for end in x)
         chord = (last - first) / (x.upper - x.lower)
-        chord = torch.where(chord.isfinite(), chord, lines.upper_slopes[0])
+        chord = torch.where(chord.isfinite(), chord, above)
         ends = [end for p in own.values() for end in (p.lower, p.upper)]
-        slopes = (lines.lower_slopes[0], lines.upper_slopes[0], chord, *ends)
+        slopes = (below, above, chord, *ends)
         every = torch.stack(torch.broadcast_tensors(*[_bounded(t) for t in slopes]))
         return cls(every[0], every[1], every[2], every.amin(0), every.amax(0))
 
@@ -228,14 +231,6 @@ class _Box:
 
         z, v = tame(z), tame(v)
         return cls(op, x, v if op.other is None else y, z, v, wild)
-
-    def lifted(self) -> _Box:
-        """With one more dimension in front, for several choices of slopes."""
-
-        def lift(t: Interval) -> Interval:
-            return t.map(lambda end: end.unsqueeze(0))
-
-        return _Box(self.op, lift(self.x), lift(self.y), lift(self.z), lift(self.v), self.wild.unsqueeze(0))
 
     def lines(self) -> list[_Lines]:
         functions = [f for f in (self.op.gate, self.op.other) if f is not None]
@@ -349,13 +344,31 @@ def _start(box: _Box, lines: Sequence[_Lines], sign: float) -> list[Parameter]:
         every = torch.stack(torch.broadcast_tensors(*slopes, slopes[0] / 2 + slopes[2] / 2))
         tried.append(torch.minimum(torch.maximum(_bounded(every), limit.lower), limit.upper))
     with torch.no_grad():
-        planes = _above(box.lifted(), sign, tried, 2)
-        height = planes.intercept
-        for slope, x in zip((planes.x, planes.y), (box.x, box.y), strict=True):
-            height = height + slope * torch.nan_to_num(_middle(x), nan=0.0, posinf=0.0, neginf=0.0)
-        best = height.masked_fill(planes.wild, torch.inf).argmin(0, keepdim=True)
+        best = _heights(box, sign, tried).argmin(0, keepdim=True)
     chosen = [t.gather(0, best.expand_as(t[:1])).squeeze(0) for t in tried]
     return [Parameter(t, *limit) for t, limit in zip(chosen, ranges, strict=True)]
+
+
+def _heights(box: _Box, sign: float, slopes: Sequence[Tensor]) -> Tensor:
+    """About how high the planes above sign * g(x) * (y or h(y)) with some slopes [N, ...] are in the middle; infinite
+    where that is not known."""
+    x, y, h, g = _sampled(box.op, box.x, box.y, STARTS)
+    height, x, y = sign * g * h, x - _middle(box.x), y - _middle(box.y)
+    if box.op.other is None:
+        found = [(height - m * x).amax(1).mean(0) for m in slopes[0]]
+    else:
+        found = [(height - m * x - n * y).flatten(0, 1).amax(0) for m, n in zip(*slopes, strict=True)]
+    return torch.nan_to_num(torch.stack(found), nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
+
+
+def _sampled(op: Gated, x: Interval, y: Interval, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Points of x [count, ...] and of y [count or, without a function of it, 2, 1, ...], and the factors there."""
+    at = spaced(x, count)
+    if op.other is None:
+        other = torch.stack([*y]).unsqueeze(1)
+        return at, other, other, op.gate.forward(at)
+    other = spaced(y, count).unsqueeze(1)
+    return at, other, op.other.forward(other), op.gate.forward(at)
 
 
 def _ranges(box: _Box, slopes: Sequence[Interval], sign: float) -> list[Interval]:
