@@ -15,6 +15,7 @@ from tests.ops.curve_entries import CURVES
 from verifier.graph import Builder, Curve, Curved, Elementwise, Interval, Relaxation
 from verifier.graph.composite import intervals
 from verifier.ops import sampled
+from verifier.ops.power import Power
 from verifier.ops.sampled import Sampled
 from verifier.ops.sigmoid import Sigmoid
 from verifier.transforms.differentiate import differentiate
@@ -310,6 +311,38 @@ def test_a_parabola_of_tiny_values_is_not_cut_off() -> None:
     drop = torch.tensor([2.5e-21, 2.5e-21])
     exact = 0.5e-21 + 2.5e-21 / 8 + 1e-21 / 5
     assert bool((sampled._parabola(*ends, drop).double() >= exact * (1 - 1e-6)).all())
+
+
+def test_parabolas_next_to_an_end_count_their_rounding() -> None:
+    """x sin(x) - slope x is least at slope / 2, by slope^2 / 4, in a cell of much larger values."""
+    make = next(
+        m for c, forms in CURVES.items() for n, m, _ in forms if n == "x sin(x)" and issubclass(c, Sampled)
+    )
+    op = make(1).to(torch.float32)
+    slopes = 10 ** torch.linspace(-8, -1, 300).unsqueeze(0)
+    for end in torch.linspace(0.1, 2.0, 20):
+        x = Interval(torch.zeros_like(slopes), torch.full_like(slopes, float(end)))
+        at = slopes.double() / 2
+        truth = at * at.sin() - slopes.double() * at
+        assert (op.support_min(slopes, x).double() <= truth).all()
+
+
+@pytest.mark.parametrize("exponent", [0.3, 1.7, 2.2, -1.7, 0.5, 3.0])
+def test_powers_count_the_rounding_of_their_exponent(exponent: float) -> None:
+    """In float32, where it counts times the logarithm of the argument."""
+    op = Power(exponent)
+    large = 30 / max(abs(exponent), 1)
+    x = 10 ** (large * (2 * torch.rand(1, 20000, generator=torch.Generator().manual_seed(0)) - 1))
+    truth = x.double().pow(exponent)
+    found = op.interval(Interval(x, x))
+    assert ((truth >= found.lower.double()) & (truth <= found.upper.double())).all()
+    wide = Interval(x, 4 * x)
+    for slope in (op.derivative(x), op.derivative(2 * x), op.derivative(4 * x)):
+        low, high = op.support_min(slope, wide).double(), op.support_max(slope, wide).double()
+        for part in (1, 1.5, 2, 3, 4):
+            at = part * x.double()
+            gap = at.pow(exponent) - slope.double() * at
+            assert ((gap >= low) & (gap <= high)).all()
 
 
 def test_where_the_bend_overflows_nothing_is_known_between_samples() -> None:

@@ -155,6 +155,19 @@ class Power(_HalfLine):
             x = torch.where(x == 0, torch.full_like(x, torch.finfo(x.dtype).tiny), x)
         return self.exponent * x.pow(self.exponent - 1)
 
+    def size(self, x: Tensor, y: Tensor) -> Tensor:
+        return self._with_exponent(x, y.abs())
+
+    def steepness(self, x: Tensor, d: Tensor) -> Tensor:
+        return self._with_exponent(x, d.abs())
+
+    def _with_exponent(self, x: Tensor, size: Tensor) -> Tensor:
+        """More by what an exponent that is rounded costs: that times the logarithm of x."""
+        if 2 * self.exponent == int(2 * self.exponent):
+            return size
+        log = x.abs().clamp(min=torch.finfo(x.dtype).tiny).log().abs()
+        return size * (1 + (1 + abs(self.exponent)) / 8 * log)
+
     def interval(self, *xs: Interval) -> Interval:
         x = calm(xs[0])
         lower, upper = x

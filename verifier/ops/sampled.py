@@ -109,11 +109,12 @@ class _Cells(NamedTuple):
 
 
 def _parabola(left: Tensor, right: Tensor, drop: Tensor) -> Tensor:
-    """The highest point of the parabola through `left` and `right` that bends down by `drop` (k h^2)."""
+    """At least the highest point of the parabola through `left` and `right` that bends down by `drop` (k h^2)."""
     rise = (right - left).abs()
     inner = 2 * rise < drop
     tame = torch.where(inner, drop, torch.ones_like(drop))
     high = (left + right) / 2 + drop / 8 + rise * (rise / (2 * tame))  # a square would underflow
+    high = high + 2 * torch.finfo(high.dtype).eps * (left.abs() + right.abs() + drop)  # terms may cancel
     return torch.where(inner, torch.maximum(high, torch.maximum(left, right)), torch.maximum(left, right))
 
 
