@@ -154,9 +154,9 @@ class Result:
     """The answer to one query. `bool(result)` raises: ask `.holds`, which is True, False or None."""
 
     status: Status
-    bound: float | None = (
-        None  # proved lower bound of the worst margin; the property holds when it is positive
-    )
+    # Proved lower bound of the worst margin; the property holds when it is positive. Of other units than the network's
+    # outputs where these end with a softmax (then of what it compares) or a norm (then times the deviation divided by).
+    bound: float | None = None
     counterexample: Counterexample | None = None
     reason: Reason = Reason.NONE
     detail: str = ""  # what `reason` cannot know: names, numbers
