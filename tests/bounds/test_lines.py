@@ -8,7 +8,7 @@ from torch import Tensor
 
 from verifier.bounds.lines import sane, through, through_error
 from verifier.graph import Interval, Relaxation
-from verifier.graph.coefficients import Dense, roundings
+from verifier.graph.coefficients import Dense, Rows, roundings
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -95,3 +95,33 @@ def test_rounding_takes_the_line_that_is_taken() -> None:
     lower = 2 * lines.lower_slopes[0].abs() * box.magnitude + constant * lines.lower_intercept.abs()
     upper = 2 * lines.upper_slopes[0].abs() * box.magnitude + constant * lines.upper_intercept.abs()
     assert torch.allclose(size[:, :5], lower) and torch.allclose(size[:, 5:], upper)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_single_entries_stay_single_and_are_the_same(groups: int, batch: int) -> None:
+    shape = (2, 3)
+    generator = torch.Generator().manual_seed(groups)
+    rows = Rows(torch.randint(6, (batch, 6), generator=generator), randn(batch, 6), shape)
+    size = (3, *shape) if groups == 1 else (3, groups, *shape)
+    lines = Relaxation(
+        (randn(*size, seed=1), randn(*size, seed=2)), randn(*size, seed=3), (randn(*size, seed=4),) * 2, None
+    )
+    parts, shift = through(rows, lines, shape)
+    expected, expected_shift = through(Dense(rows.dense()), lines, shape)
+    assert all(isinstance(p, Rows) for p in parts)
+    assert shift is not None and expected_shift is not None
+    torch.testing.assert_close(shift, expected_shift)
+    for part, wanted in zip(parts, expected, strict=True):
+        torch.testing.assert_close(part.dense(), wanted.dense())
+    sizes = [randn(3, *shape).abs(), randn(3, *shape, seed=5).abs()]
+    found = through_error(rows, lines, sizes, shape, 8)
+    assert (found <= through_error(Dense(rows.dense()), lines, sizes, shape, 8) * (1 + 1e-12)).all()
+    assert (found > 0).all()
+
+
+def test_single_entries_on_infinite_lines_say_nothing() -> None:
+    rows = Rows(torch.tensor([[0, 1]]), torch.ones(1, 2).double(), (2,))
+    slope, intercept = torch.ones(1, 2).double(), torch.tensor([[-torch.inf, 0.5]]).double()
+    _, shift = through(rows, Relaxation((slope,), intercept, (slope,), -intercept), (2,))
+    assert shift is not None and shift.tolist() == [[-torch.inf, 0.5]]

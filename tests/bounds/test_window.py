@@ -7,8 +7,9 @@ import torch
 
 from verifier.bounds.alpha import AlphaOptions
 from verifier.bounds.compute import compute_bounds
-from verifier.bounds.crown import DEEP, DEPTH, MANY, Effort
+from verifier.bounds.crown import DEEP, DEPTH, Effort, inner_bounds
 from verifier.graph import Builder, Graph
+from verifier.graph.graph import MANY
 from verifier.ops.arithmetic import add
 from verifier.ops.linear import Linear
 from verifier.ops.movement import Take
@@ -74,3 +75,49 @@ def test_the_work_for_states_does_not_grow_with_their_number() -> None:
 def test_short_recurrences_are_bounded_from_the_inputs() -> None:
     graph, effort = recurrence(8), Effort()
     assert not any(effort.window(graph, i).ends for i in range(len(graph.nodes)))
+
+
+def gated(steps: int, mixing: bool) -> Graph:
+    """s_t = sigmoid(A x_t) s_(t-1) + B x_t, where the product's second factor is C s_(t-1) with `mixing`, and tanh of
+    all states."""
+    generator = torch.Generator().manual_seed(2)
+    a, b, c = torch.randn(3, FEATURES, FEATURES, generator=generator, dtype=torch.float64)
+    builder = Builder()
+    x = builder.input("x", (steps * FEATURES,))
+    state = builder.constant(torch.ones(FEATURES, dtype=torch.float64))
+    for t in range(steps):
+        token = builder.add(Take(torch.arange(t * FEATURES, (t + 1) * FEATURES), (FEATURES,)), x)
+        before = builder.add(Linear(c), state) if mixing else state
+        kept = multiply(builder, sigmoid(builder, builder.add(Linear(a), token)), before)
+        state = builder.rename(add(builder, kept, builder.add(Linear(b), token)), f"state{t}")
+    return builder.graph(tanh(builder, state))
+
+
+@pytest.mark.parametrize("mixing", [False, True])
+def test_a_state_that_is_read_element_by_element_ends_a_pass_without_loss(mixing: bool) -> None:
+    graph = gated(6, mixing)
+    target, last = graph.by_name["state4"], graph.by_name["state3"]
+    window = graph.state_window(target)
+    assert window is not None and graph.by_name["state2"] not in window.nodes
+    mixed = [i for i in graph.users[last] if isinstance(graph.nodes[i].op, Linear)]
+    assert mixing == bool(mixed) and all(graph.state_window(i) is None for i in mixed), "elements meet there"
+    inputs = box(6, 0.2)
+    near = inner_bounds(graph, [inputs], graph.outputs)
+    far = inner_bounds(graph, [inputs], graph.outputs, effort=Effort(depth=1000))
+    for i in (target, graph.outputs[0]):
+        assert (near[i].lower >= far[i].lower - 1e-9).all() and (near[i].upper <= far[i].upper + 1e-9).all()
+
+
+def test_tokens_that_are_read_twice_have_no_state_window() -> None:
+    """Where a step reads what its state has seen, ending there would lose what they share."""
+    builder = Builder()
+    x = builder.input("x", (2 * FEATURES,))
+    first, second = (
+        builder.add(Take(torch.arange(k * FEATURES, (k + 1) * FEATURES), (FEATURES,)), x) for k in (0, 1)
+    )
+    state = builder.rename(add(builder, multiply(builder, tanh(builder, first), second), second), "state")
+    graph = builder.graph(
+        tanh(builder, add(builder, multiply(builder, sigmoid(builder, first), state), second))
+    )
+    assert len(graph.pieces) == 2
+    assert all(graph.state_window(i) is None for i in graph.users[graph.users[graph.by_name["state"]][0]])

@@ -393,3 +393,11 @@ def networks(root):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_float64_module_whose_values_only_float32_cannot_hold() -> None:
+    class Far(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (40 * x).exp() / (40 * x - 1).exp()
+
+    assert trace(Far(), torch.zeros(1, 3, dtype=torch.float64)).output_shapes == ((1, 3),)

@@ -19,6 +19,10 @@ from verifier.sets import Box
 X = (2, 6)
 
 
+LARGEST = float(np.finfo(np.float32).max)
+"""What older exporters write for an end that is missing."""
+
+
 def _one(value: float) -> C:
     return C(np.float32(value))
 
@@ -52,6 +56,8 @@ CASES = [
     ],
     *[(Case("Pow", (X, _one(p)), note=f"{p:g} left"), (-3.0, -0.3)) for p in (-1.0, -2.0, -3.0)],
     (Case("Pow", (_one(2.5), X), note="variable exponent"), (-2.0, 2.0)),
+    (Case("Clip", (X, _one(-LARGEST), _one(1.0)), note="no lower end"), (-4.0, 4.0)),
+    (Case("Clip", (X, _one(-1.0), _one(LARGEST)), note="no upper end"), (-4.0, 4.0)),
 ]
 
 

@@ -28,7 +28,7 @@ from verifier.bounds.relaxations import Relaxations, Slopes
 from verifier.bounds.rows import Selection, copies, pass_on, select, wanted
 from verifier.graph import Elementwise, Graph, Interval, Parameter
 from verifier.graph.coefficients import Coefficients
-from verifier.sets import InputSet
+from verifier.sets import Box, InputSet
 
 Stop = Callable[[Tensor], Tensor]
 OWN, SHARED = 12, 5
@@ -292,7 +292,8 @@ def _problem(
     chosen = {i: select(masks[i], graph.nodes[i].shape) for i in sorted(masks)}
     selections = {i: selection for i, selection in chosen.items() if selection is not None}
     own = frozenset((*selections, target))
-    return _Problem(graph, tuple(sets), target, rows, plain, selections, options.effort, own)
+    effort = replace(options.effort, apart=all(isinstance(s, Box) for s in sets))
+    return _Problem(graph, tuple(sets), target, rows, plain, selections, effort, own)
 
 
 def _ascend(problem: _Problem, given: Slopes, options: AlphaOptions) -> Optimised:

@@ -166,12 +166,10 @@ def backward(
         elif isinstance(node.op, Elementwise):
             if isinstance(coefficients, Several) and (image := image_of(node.shape)) is not None:
                 coefficients = _total([single(part, image) for part in coefficients.parts])
-            if isinstance(coefficients, Rows) and (image := image_of(node.shape)) is not None:
-                coefficients = single(coefficients, image).narrowed()
             relaxation = relaxations[position] if finite else sane(relaxations[position])
             if isinstance(coefficients, Factored) and not keeps_factors(coefficients, relaxation, node.shape):
                 coefficients = Dense(coefficients.dense())
-            if not isinstance(coefficients, Patches | Factored):
+            if not isinstance(coefficients, Patches | Factored | Rows):
                 coefficients = Dense(coefficients.dense())
             parts, shift = through(coefficients, relaxation, node.shape, finite or relaxation.finite)
             if shift is not None:

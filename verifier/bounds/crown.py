@@ -16,7 +16,7 @@ from verifier.bounds.relaxations import Relaxations, Slopes
 from verifier.bounds.rows import Selection, interval_is_exact, pass_on, select, wanted
 from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.coefficients import Coefficients, Rows
-from verifier.graph.graph import Window
+from verifier.graph.graph import MANY, Window
 from verifier.graph.op import Input
 from verifier.sets import Box, InputSet
 
@@ -27,9 +27,9 @@ FEW = 0.1
 """Where the nearer end settles all but this part of a node's neurons, only the rest get a bound of the other end. It
 saves rows where little is left; elsewhere the other ends of settled neurons make the intervals behind them tighter."""
 
-DEEP, DEPTH, MANY = 64, 16, 8
-"""In networks with more relaxed nodes one above the other than DEEP, passes for nodes of which there are more than MANY
-alike end after DEPTH of them."""
+DEEP, DEPTH = 64, 16
+"""In networks with more than DEEP nodes above one another that elementwise nodes read, passes for nodes of which there
+are many alike end after DEPTH of them."""
 
 SMALL = 1 << 20
 """Coefficients, about, up to which a second pass costs more than the rows that it saves."""
@@ -40,7 +40,8 @@ class Effort:
     """How much work a pass may do. `inherit` takes what is known of a node for its enclosure, without propagating
     intervals to it; `memory` is the size in bytes that the coefficients of one pass may take. After `deadline` (of
     `time.monotonic`) a pass raises OutOfTime; after `patience`, of which every node gets its share, the neurons that
-    are left keep what intervals say of them. Passes end at enclosures after `depth` elementwise nodes."""
+    are left keep what intervals say of them. Passes for states of a recurrence end at enclosures after `depth`
+    elementwise nodes, and with `apart` at parts of the inputs, which loses nothing where these are boxes."""
 
     refine: bool = True
     inherit: bool = False
@@ -49,13 +50,14 @@ class Effort:
     deadline: float = math.inf
     patience: float = math.inf
     depth: int | None = None
+    apart: bool = False
 
     def window(self, graph: Graph, target: int) -> Window:
         """What a pass for inner bounds visits: everything, but for the states of a recurrence of many steps, for which
-        the work would grow with the square of their number."""
-        depth = DEPTH if self.depth is None else self.depth
-        deep = graph.stages[-1] > DEEP if self.depth is None else True
-        return graph.window(target, depth if deep and graph.repeats[target] > MANY else None)
+        the work would grow with the square of their number, or where the last state's enclosure loses nothing."""
+        depth = self.depth or (DEPTH if max(graph.stages) > DEEP else None)
+        near = graph.state_window(target) if self.apart and self.depth is None else None
+        return near or graph.window(target, depth if graph.repeats[target] > MANY else None, self.apart)
 
     def walk(self, graph: Graph, target: int) -> PassOptions:
         """For a backward pass of which only the minimum counts."""
@@ -87,6 +89,7 @@ def inner_bounds(
     bounds.update(zip(graph.inputs, boxes, strict=True))
     relaxations = Relaxations(graph, bounds, slopes)
     all_boxes = all(isinstance(s, Box) for s in sets)
+    effort = replace(effort, apart=all_boxes)
     asked = [i for i in order if any(isinstance(graph.nodes[k].op, Elementwise) for k in graph.users[i])]
     shares = _Shares(graph, asked, relevant, effort)
     middle: dict[int, Tensor] = {}

@@ -22,6 +22,7 @@ from verifier.graph.coefficients import (
     Coefficients,
     Dense,
     Factored,
+    Rows,
     columns,
     contract,
     dot,
@@ -150,8 +151,8 @@ def _magnitude(
 
 @dataclass(frozen=True, eq=False)
 class _Layout:
-    """Coefficients as [B, G, Q, N]: G groups of Q rows that have lines of their own, of N elements. Windows are a
-    group each."""
+    """Coefficients as [B, G, Q, N]: G groups of Q rows that have lines of their own, of N elements. Windows, and rows
+    of one entry, are a group each."""
 
     coefficients: Coefficients
     wide: Tensor
@@ -161,6 +162,8 @@ class _Layout:
     def of(cls, coefficients: Coefficients, relaxation: Relaxation, shape: Shape) -> _Layout:
         if isinstance(coefficients, Patches):
             return cls(coefficients, coefficients.values.flatten(2).unsqueeze(2), shape)
+        if isinstance(coefficients, Rows):
+            return cls(coefficients, coefficients.scale[:, :, None, None], shape)
         lines = (*relaxation.lower_slopes, *relaxation.upper_slopes)
         groups = max(t.shape[1] if t.dim() > len(shape) + 1 else 1 for t in lines)
         dense = coefficients.dense()
@@ -170,6 +173,12 @@ class _Layout:
         """[B, *shape] or [B, G, *shape] as [B, 1 or G, 1, N]."""
         if isinstance(self.coefficients, Patches):
             return self.coefficients.pick(line).unsqueeze(2)
+        if isinstance(self.coefficients, Rows):
+            index = self.coefficients.index
+            groups = line.flatten(1).unsqueeze(1) if line.dim() == len(self.shape) + 1 else line.flatten(2)
+            batch = max(len(groups), len(index))
+            index = index.unflatten(1, (groups.shape[1], -1)).expand(batch, -1, -1)
+            return groups.expand(batch, -1, -1).gather(2, index).flatten(1)[:, :, None, None]
         flat = line.flatten(1).unsqueeze(1) if line.dim() == len(self.shape) + 1 else line.flatten(2)
         return flat.unsqueeze(2)
 
@@ -177,6 +186,8 @@ class _Layout:
         """Coefficients of the same kind from [B, G, Q, N]."""
         if isinstance(self.coefficients, Patches):
             return self.coefficients.with_values(wide.flatten(1, 2))
+        if isinstance(self.coefficients, Rows):
+            return Rows(self.coefficients.index.expand(len(wide), -1), wide.flatten(1), self.shape)
         return Dense(wide.reshape(-1, wide.shape[1] * wide.shape[2], *self.shape))
 
 

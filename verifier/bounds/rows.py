@@ -82,10 +82,7 @@ def wanted(
 
 def copies(graph: Graph, position: int, bounds: Bounds) -> Iterator[int]:
     """The nodes known to `bounds` whose origin is a node, in order."""
-    for i in sorted(bounds):
-        origin = graph.origin(i) if i > position else None
-        if origin is not None and origin.node == position:
-            yield i
+    return (i for i in graph.copies(position) if i in bounds)
 
 
 def pass_on(graph: Graph, position: int, bounds: Bounds) -> None:
@@ -104,7 +101,11 @@ def interval_is_exact(graph: Graph, position: int, box_inputs: bool) -> bool:
         return True
     if not isinstance(node.op, Affine) or len(node.inputs) != 1:
         return False
-    below = graph.nodes[node.inputs[0]]
-    while isinstance(below.op, Affine) and below.op.elementwise and len(below.inputs) == 1:
-        below = graph.nodes[below.inputs[0]]
-    return isinstance(below.op, Input)
+    below = node.inputs[0]
+    while (
+        isinstance(op := graph.nodes[below].op, Affine)
+        and op.elementwise
+        and len(graph.nodes[below].inputs) == 1
+    ):
+        below = graph.nodes[below].inputs[0]
+    return isinstance(graph.nodes[below].op, Input) or below in graph.pieces

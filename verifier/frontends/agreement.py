@@ -44,12 +44,14 @@ def disagreements(
         if not value.numel():
             result.append(0.0)
             continue
-        variants = [floats[i].double(), *[m[i] for m in moved]]
-        noise = torch.stack([_largest(v - value) for v in variants]).amax(0)
+        short, noise = _largest(floats[i].double() - value), [_largest(m[i] - value) for m in moved]
+        known = short.isfinite()  # float32 may overflow where float64 does not
+        noise = torch.stack([torch.where(known, short, 0), *noise]).amax(0)
         distance, size = _largest(other.to(value) - value), _largest(value)
         tolerance = SLACK * noise + FLOOR * size + 1e-30
-        # Where our own value overflows, nothing can be compared.
-        ratio = torch.where(size.isfinite(), distance / tolerance, torch.zeros_like(distance))
+        # Where our own value overflows, as precisely as they count or in float64, nothing can be compared.
+        lost = ~size.isfinite() | (~known & ~distance.isfinite())
+        ratio = torch.where(lost, torch.zeros_like(distance), distance / tolerance)
         result.append(float(ratio.nan_to_num(nan=torch.inf).amax()))
     return result
 

@@ -148,9 +148,13 @@ class Curve(Univariate):
         usable = self.usable(x)
         return found if usable is None else _where(usable, found, Interval.everything(1, low))
 
+    def samples(self, x: Interval) -> Tensor:
+        """Increasing points [n, ...] of an interval, both ends included, from which lines are sketched."""
+        return spaced(x, SAMPLES)
+
     def sketch(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation | None:
         """From samples. Where a parameter is missing that has one value alone, that is the chord's slope."""
-        x = spaced(xs[0], SAMPLES)
+        x = self.samples(xs[0])
         y, width = self.forward(x), x[-1] - x[0]
         chord = (y[-1] - y[0]) / torch.where(width > 0, width, torch.ones_like(width))
         lower, upper = (parameters.get(f"{side}_slope", chord) for side in ("lower", "upper"))
@@ -271,7 +275,7 @@ class Curve(Univariate):
     def _touching(self, x: Interval, sign: int) -> tuple[Tensor, Interval, Tensor]:
         """The slope of about the best line in the middle, the points on both sides where it touches, and where it is
         the tangent in the middle instead. From samples: lines are bounded for whatever slope they have."""
-        points = spaced(x, SAMPLES)
+        points = self.samples(x)
         values = sign * self.forward(points)
         middle = (x.lower / 2 + x.upper / 2).clamp(x.lower, x.upper)
         tangent = self.derivative(middle)

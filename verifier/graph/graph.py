@@ -14,6 +14,10 @@ from torch import Tensor
 
 from verifier.graph.op import Affine, Constant, Elementwise, Input, Op, Shape, Transposed, Univariate
 
+STAGES, MANY = 16, 8
+"""A recurrence is long where more than STAGES nodes lie above one another that elementwise nodes read, and there are
+more than MANY alike."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -128,26 +132,107 @@ class Graph:
         count = Counter(kinds)
         return tuple(count[kind] for kind in kinds)
 
-    def window(self, target: int, depth: int | None) -> Window:
-        """The nodes that a pass from `target` visits which ends at the `depth`-th node on its way that elementwise
-        nodes read, unless no more than that many lead from there to the inputs; all ancestors without a depth."""
-        known = self._windows.get((target, depth))
-        if known is None:
-            known = Window(self.ancestors(target)) if depth is None else self._cut(target, depth)
-            self._windows[target, depth] = known
-        return known
+    @cached_property
+    def long(self) -> bool:
+        """Whether this is a recurrence of many steps."""
+        return max(self.stages, default=0) > STAGES and max(self.repeats) > MANY
 
     @cached_property
-    def _windows(self) -> dict[tuple[int, int | None], Window]:
+    def pieces(self) -> frozenset[int]:
+        """Nodes that are elements of an input which nothing else reads, as all that reads that input is."""
+        found = set()
+        for i in self.inputs:
+            takes = [self._taken(k) for k in self.users[i]]
+            known = [t for t in takes if t is not None]
+            if (
+                takes
+                and len(known) == len(takes)
+                and torch.cat(known).unique().numel() == sum(map(len, known))
+            ):
+                found.update(self.users[i])
+        return frozenset(found)
+
+    def _taken(self, position: int) -> Tensor | None:
+        """The flat positions of its argument's elements that a node is, or None where it is something else."""
+        origin = self.origin(position)
+        moves = isinstance(op := self.nodes[position].op, Affine) and op.exact
+        return origin.index if origin is not None and moves and bool(origin.sign.all()) else None
+
+    def window(self, target: int, depth: int | None, pieces: bool = False) -> Window:
+        """The nodes that a pass from `target` visits which ends at the `depth`-th node on its way that elementwise
+        nodes read, unless no more than that many lead from there to the inputs, and where asked for, at the inputs'
+        `pieces`; all ancestors without a depth."""
+        cut = self.pieces if pieces else frozenset()
+        key = (target, depth, bool(cut))
+        known = self._windows.get(key)
+        if known is None:
+            plain = depth is None and not cut
+            known = (
+                Window(self.ancestors(target)) if plain else self._cut(target, depth or len(self.nodes), cut)
+            )
+            self._windows[key] = known
+        return known
+
+    def state_window(self, target: int) -> Window | None:
+        """A window that ends at one state, and at `pieces` that this does not depend on, where every element of the
+        target depends on one of the state's: with boxes as input sets a pass loses nothing there. None where there is
+        no such window."""
+        free: list[int] = []
+        way = [target]
+        while way[-1] == target or not self.relaxed[way[-1]]:
+            inputs = self.nodes[way[-1]].inputs
+            if not inputs or not self._keeps_apart(way[-1]):
+                return None
+            largest = max(inputs, key=lambda j: self._depends[j].bit_count())
+            rest = list(inputs)
+            rest.remove(largest)
+            way.append(largest)
+            free += rest
+        if any(self._depends[j] & self._depends[way[-1]] for j in free):
+            return None
+        nodes, queue = {*way, *free}, free
+        while queue:
+            i = queue.pop()
+            fresh = set() if i in self.pieces else set(self.nodes[i].inputs) - nodes
+            nodes |= fresh
+            queue += fresh
+        return Window(frozenset(nodes), frozenset([way[-1], *self.pieces & nodes]))
+
+    def _keeps_apart(self, position: int) -> bool:
+        """Whether every element of a node depends on one element of each argument."""
+        node = self.nodes[position]
+        if isinstance(node.op, Affine):
+            return node.op.fan_in(*[self.nodes[j].shape for j in node.inputs]) <= len(node.inputs)
+        return isinstance(node.op, Elementwise)
+
+    @cached_property
+    def _depends(self) -> tuple[int, ...]:
+        """Per node, which inputs or `pieces` it depends on, as bits."""
+        found: list[int] = []
+        count = 0
+        for i, node in enumerate(self.nodes):
+            if i in self.pieces or (
+                isinstance(node.op, Input) and not self.pieces.intersection(self.users[i])
+            ):
+                found.append(1 << count)
+                count += 1
+            else:
+                found.append(0)
+                for j in node.inputs:
+                    found[i] |= found[j]
+        return tuple(found)
+
+    @cached_property
+    def _windows(self) -> dict[tuple[int, int | None, bool], Window]:
         return {}
 
-    def _cut(self, target: int, depth: int) -> Window:
+    def _cut(self, target: int, depth: int, cut: frozenset[int]) -> Window:
         """Nodes in falling order, each with the fewest such nodes on a way to it."""
         distance = {target: 0}
         queue, ends = [-target], set()
         while queue:
             i = -heapq.heappop(queue)
-            if distance[i] >= depth < self.stages[i] and self.relaxed[i]:
+            if i in cut or (distance[i] >= depth < self.stages[i] and self.relaxed[i]):
                 ends.add(i)
                 continue
             for j in self.nodes[i].inputs:
@@ -171,6 +256,19 @@ class Graph:
         if position not in self._origins:
             self._origins[position] = self._find_origin(position)
         return self._origins[position]
+
+    def copies(self, position: int) -> Sequence[int]:
+        """The nodes whose origin a node is, in order."""
+        return self._copies.get(position, ())
+
+    @cached_property
+    def _copies(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for i in range(len(self.nodes)):
+            origin = self.origin(i)
+            if origin is not None:
+                found.setdefault(origin.node, []).append(i)
+        return found
 
     def _find_origin(self, position: int) -> Origin | None:
         node = self.nodes[position]

@@ -76,6 +76,13 @@ class Permute(Affine):
     ) -> Sequence[Value | None]:
         return [permute(builder, cotangent, sorted(range(len(self.axes)), key=self.axes.__getitem__))]
 
+    def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
+        if isinstance(coefficients, Rows):
+            places = torch.arange(math.prod(shapes[0]), device=coefficients.index.device).view(shapes[0])
+            places = places.permute(self.axes).flatten()
+            return Rows(places[coefficients.index], coefficients.scale, shapes[0])
+        return super().backward(coefficients, index, *shapes)
+
 
 @dataclass(frozen=True, eq=False)
 class Take(Affine):

@@ -350,10 +350,10 @@ def _prelu(builder: Builder, node: OnnxNode) -> Value:
 @onnx_op("Clip")
 def _clip(builder: Builder, node: OnnxNode) -> Value:
     def end(i: int, attribute: str, default: float) -> float:
-        if attribute in node.attributes:
-            return float(node.attributes[attribute])
         tensor = node.constant(builder, i, attribute)
-        return default if tensor is None else float(tensor)
+        given = float(node.attributes.get(attribute, default if tensor is None else tensor))
+        # Exporters write the largest float32 where nothing is meant.
+        return default if math.copysign(1, default) * given >= torch.finfo(torch.float32).max else given
 
     return clip(builder, node.required(0), end(1, "min", -math.inf), end(2, "max", math.inf))
 

@@ -73,6 +73,14 @@ class Staircase(Curve):
             best, point = torch.where(better, high, best), torch.where(better, jump, point)
         return best, point
 
+    def samples(self, x: Interval) -> Tensor:
+        """The ends, and beside the first two jumps and the last two: the outer ones may be the ends."""
+        step, (first, last) = 2 * torch.finfo(x.lower.dtype).eps, self._jumps(x)
+        jumps = (first, first + 1, last - 1, last)
+        beside = [j + side * step * (1 + j.abs()) for j in jumps for side in (-1, 0, 1)]
+        inner = torch.minimum(torch.maximum(torch.stack(beside), x.lower), x.upper)
+        return torch.cat([x.lower.unsqueeze(0), inner.sort(0).values, x.upper.unsqueeze(0)])
+
     def slopes(self, x: Interval) -> Interval:
         width = (x.upper - x.lower).clamp(min=1e4 * torch.finfo(x.lower.dtype).tiny)
         moving = self.forward(x.upper) > self.forward(x.lower)

@@ -12,6 +12,7 @@ from verifier.transforms.composites import write_out
 from verifier.transforms.fuse import fuse
 from verifier.transforms.gates import join_gates
 from verifier.transforms.quotients import bound_quotients
+from verifier.transforms.unbatch import unbatch
 
 
 def prepare(graph: Graph, points: Sequence[Tensor] = (), names: Sequence[str] = ()) -> Graph:
@@ -22,7 +23,7 @@ def prepare(graph: Graph, points: Sequence[Tensor] = (), names: Sequence[str] = 
     """
     graph = write_out(center_means(graph, points) if points else graph)
     graph = bound_quotients(graph)
-    for change in (fuse, join_gates):
+    for change in (fuse, join_gates, unbatch):
         changed = change(graph)
         if {node.name for node in changed.nodes}.issuperset(names):
             graph = changed

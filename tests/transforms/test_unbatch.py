@@ -1,0 +1,131 @@
+"""Values of all tokens in parts, one per token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from verifier.bounds.crown import Effort, inner_bounds
+from verifier.graph import Builder, Graph, Value
+from verifier.graph.graph import STAGES
+from verifier.ops.arithmetic import ScaleShift, add
+from verifier.ops.convolution import Conv, Window
+from verifier.ops.linear import Linear
+from verifier.ops.movement import Concat, Pad, broadcast, permute, reshape, take
+from verifier.ops.product import multiply
+from verifier.ops.reduction import Sum
+from verifier.ops.sigmoid import sigmoid, tanh
+from verifier.sets import Ball, Box
+from verifier.transforms.unbatch import unbatch
+
+STEPS, WIDTH = STAGES + 3, 3
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def recurrence(keys: Callable[[Builder, Value], Value], whole: bool = False) -> Graph:
+    """s_t = sigmoid(A x)_t s_(t-1) + keys(x)_t with keys [STEPS, WIDTH], and a form of the last state, or of all."""
+    builder = Builder()
+    x = builder.input("x", (STEPS, WIDTH))
+    k = keys(builder, x)
+    gates = sigmoid(builder, builder.add(Linear(randn(WIDTH, WIDTH)), x))
+    states = [tanh(builder, take(builder, k, lambda t: t[0]))]
+    for step in range(1, STEPS):
+        gate, key = (take(builder, v, lambda t, s=step: t[s]) for v in (gates, k))
+        states.append(add(builder, multiply(builder, gate, states[-1]), key))
+    every = builder.add(Concat(0), *[reshape(builder, s, (1, WIDTH)) for s in states])
+    every = multiply(builder, every, k)
+    head = builder.add(Linear(randn(2, WIDTH)), every)
+    return builder.graph(head if whole else take(builder, head, lambda t: t[-1]))
+
+
+def plain(builder: Builder, x: Value) -> Value:
+    return builder.add(Linear(randn(WIDTH, WIDTH, seed=1), randn(WIDTH)), x)
+
+
+def convolved(builder: Builder, x: Value) -> Value:
+    channels = reshape(builder, permute(builder, x, (1, 0)), (1, WIDTH, STEPS))
+    window = Window((4,), (1,), (1,), (3,), (0,))
+    y = builder.add(Conv(randn(WIDTH, 1, 4), randn(WIDTH), window, groups=WIDTH), channels)
+    return permute(builder, reshape(builder, tanh(builder, y), (WIDTH, STEPS)), (1, 0))
+
+
+def shifted(builder: Builder, x: Value) -> Value:
+    y = tanh(builder, x)
+    before = builder.add(Pad((1, 0), (-1, 0)), y)
+    return add(builder, builder.add(ScaleShift(randn(WIDTH), randn(STEPS, 1)), before), y)
+
+
+def normalised(builder: Builder, x: Value) -> Value:
+    size = builder.add(Sum((1,)), tanh(builder, multiply(builder, x, x)))
+    return multiply(builder, x, broadcast(builder, size, (STEPS, WIDTH)))
+
+
+def summed_first(builder: Builder, x: Value) -> Value:
+    """Over another axis than the last."""
+    wide = reshape(builder, builder.add(Linear(randn(2 * WIDTH, WIDTH)), x), (STEPS, 2, WIDTH))
+    return reshape(builder, builder.add(Sum((1,)), tanh(builder, wide)), (STEPS, WIDTH))
+
+
+KEYS = [plain, convolved, shifted, normalised, summed_first]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("keys", KEYS)
+def test_the_network_stays_the_same(keys, whole: bool) -> None:
+    graph = recurrence(keys, whole)
+    apart = unbatch(graph)
+    x = randn(7, STEPS, WIDTH, seed=3)
+    torch.testing.assert_close(apart.evaluate([x]), graph.evaluate([x]), rtol=1e-12, atol=1e-12)
+    large = [n for n in apart.nodes if n.numel > 4 * WIDTH]
+    assert whole or [n.name for n in large] == ["x"], "something is computed for all tokens at once"
+    assert [n.shape for n in apart.nodes if n.name == "x"] == [(STEPS, WIDTH)]
+
+
+@pytest.mark.parametrize("keys", [plain, convolved])
+def test_bounds_hold_and_parts_of_a_box_lose_nothing(keys) -> None:
+    graph, effort = unbatch(recurrence(keys)), Effort(depth=3)
+    box = Box.around(randn(2, STEPS, WIDTH, seed=3), 0.05)
+    found = inner_bounds(graph, [box], graph.outputs, effort=effort)
+    part = torch.rand(100, *box.lower.shape, dtype=torch.float64)
+    points = (box.lower + part * (box.upper - box.lower)).clamp(box.lower, box.upper).flatten(0, 1)
+    for node, value in zip(graph.nodes, graph.evaluate([points], range(len(graph.nodes))), strict=True):
+        values = value.expand(len(points), *node.shape).unflatten(0, (100, 2))
+        bounds = found[graph.by_name[node.name]]
+        assert (bounds.lower <= values).all() and (values <= bounds.upper).all(), node.name
+    whole = replace(graph)
+    assert len(graph.pieces) == STEPS
+    whole.__dict__["pieces"] = frozenset()  # a cached property
+    expected = inner_bounds(whole, [box], graph.outputs, effort=effort)
+    for i, bounds in found.items():
+        torch.testing.assert_close(bounds, expected[i], rtol=1e-9, atol=1e-9)
+
+
+def test_other_sets_than_boxes_are_not_taken_apart() -> None:
+    graph = unbatch(recurrence(plain))
+    center = randn(1, STEPS, WIDTH, seed=3)
+    last = max(
+        i for i, node in enumerate(graph.nodes) if node.name.startswith("Add") and node.shape == (WIDTH,)
+    )
+    box = inner_bounds(graph, [Box.around(center, 0.05)], [last])
+    ball = inner_bounds(graph, [Ball.around(center, 0.05, 2)], [last])
+    inside = ball[last].upper - ball[last].lower
+    assert (inside < 0.8 * (box[last].upper - box[last].lower)).all()
+
+
+def test_short_networks_stay_as_they_are() -> None:
+    builder = Builder()
+    x = builder.input("x", (STEPS, WIDTH))
+    y = sigmoid(builder, builder.add(Linear(randn(2, WIDTH)), x))
+    total = take(builder, y, lambda t: t[0])
+    for step in range(1, STEPS):
+        total = add(builder, total, take(builder, y, lambda t, s=step: t[s]))
+    graph = builder.graph(total)
+    assert unbatch(graph) is graph
