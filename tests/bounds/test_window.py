@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from verifier.bounds.alpha import AlphaOptions
+from verifier.bounds.backward import PassOptions, backward
 from verifier.bounds.compute import compute_bounds
 from verifier.bounds.crown import DEEP, DEPTH, Effort, inner_bounds
-from verifier.graph import Builder, Graph
+from verifier.graph import Builder, Graph, coefficients
 from verifier.graph.graph import MANY
 from verifier.ops.arithmetic import add
 from verifier.ops.linear import Linear
@@ -121,3 +122,24 @@ def test_tokens_that_are_read_twice_have_no_state_window() -> None:
     )
     assert len(graph.pieces) == 2
     assert all(graph.state_window(i) is None for i in graph.users[graph.users[graph.by_name["state"]][0]])
+
+
+def test_the_end_of_a_pass_counts_its_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums that may be taken in any order are taken in the worst one: each of 4095 terms is lost."""
+
+    def one_after_the_other(a: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(1, a.shape[1])
+        for k in range(a.shape[2]):
+            total = total + a[:, :, k] * x[:, k]
+        return total
+
+    monkeypatch.setattr(coefficients, "plain_dot", one_after_the_other)
+    radius = torch.full((1, 4096), 2.0**-24)
+    radius[0, 0] = 1.0
+    builder = Builder()
+    graph = builder.graph(builder.input("x", (4096,)))
+    inputs = Box(-radius, radius)
+    rows = coefficients.Dense(torch.ones(1, 1, 4096))
+    how = PassOptions(ends=frozenset({0}))
+    found = backward(graph, {0: rows}, {}, {0: inputs.box()}, how).minimum(graph, [inputs])
+    assert float(found) <= -float(radius.double().sum())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from verifier.bounds.lines import keeps_factors, sane, through, through_error
 from verifier.graph import Affine, Elementwise, Graph, Interval, Relaxation
-from verifier.graph.coefficients import Coefficients, Dense, Factored, Rows, Several
+from verifier.graph.coefficients import Coefficients, Dense, Factored, Rows, Several, contract
 from verifier.graph.op import Constant, Input, Shape, negligible
 from verifier.graph.patches import Patches, image_of, single
 from verifier.sets import InputSet
@@ -126,6 +126,8 @@ def backward(
         if record is not None and position in record:
             record[position] = coefficients.dense()
         if position in how.ends:
+            if not isinstance(coefficients, Rows):
+                coefficients = Dense(coefficients.dense())
             part = _least(coefficients, bounds[position])
             constant, spread, steps = constant + part, spread + part.abs(), steps + 1
             if rounding:
@@ -200,11 +202,14 @@ def backward(
     return LinearBound(inputs, constant, error if isinstance(error, Tensor) else None, patches, widest)
 
 
-def _least(coefficients: Coefficients, x: Interval) -> Tensor:
+def _least(coefficients: Rows | Dense, x: Interval) -> Tensor:
     """The forms' minima [B, R] over a box that holds the interval, within the rounding of a middle."""
     middle = x.center
     radius = torch.maximum(x.upper - middle, middle - x.lower)
-    return coefficients.contract(middle) - coefficients.contract(radius, absolute=True)
+    if isinstance(coefficients, Rows):
+        return coefficients.contract(middle) - coefficients.contract(radius, absolute=True)
+    # `absolute` takes sums that are exact enough for error bounds alone.
+    return coefficients.contract(middle) - contract(coefficients.values.abs(), radius)
 
 
 def _pulled(op: Affine, coefficients: Coefficients, index: int, shapes: Sequence[Shape]) -> Coefficients:
