@@ -37,7 +37,7 @@ from verifier.bounds.alpha import optimise
 from verifier.bounds.crown import inner_bounds, specification_bound
 from verifier.bounds.interval import interval_bounds
 from verifier.frontends import onnx as frontend
-from verifier.graph import Graph
+from verifier.graph import Graph, Interval
 from verifier.graph.coefficients import Dense
 from verifier.sets import Box
 from verifier.specs.property import Property, robust
@@ -68,14 +68,19 @@ def lower_bounds(graph: Graph, box: Box, rows: Tensor, method: str) -> Tensor:
     """Sound lower bounds [B, R] of linear forms `rows` [B, R, classes] of the output."""
     target = graph.outputs[0]
     if method == "interval":
-        found = interval_bounds(graph, [box.box()])[target]
-        lower, upper = (t.flatten(1)[:, :, None] for t in found)
-        return (rows.clamp(min=0) @ lower + rows.clamp(max=0) @ upper)[..., 0]
+        return least(rows, interval_bounds(graph, [box.box()])[target])
     forms = Dense(rows.unflatten(2, graph.nodes[target].shape))
     if method == "alpha-crown":
         return optimise(graph, [box], target, forms).lower
     bounds = inner_bounds(graph, [box], graph.outputs)
-    return specification_bound(graph, [box], target, forms, bounds).minimum(graph, [box])
+    lower = specification_bound(graph, [box], target, forms, bounds).minimum(graph, [box])
+    return torch.maximum(lower, least(rows, bounds[target]))
+
+
+def least(rows: Tensor, scores: Interval) -> Tensor:
+    """The forms' minima [B, R] over intervals of the output."""
+    lower, upper = (t.flatten(1)[:, :, None] for t in scores)
+    return (rows.clamp(min=0) @ lower + rows.clamp(max=0) @ upper)[..., 0]
 
 
 def measure(

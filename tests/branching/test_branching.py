@@ -22,7 +22,7 @@ from verifier.branching.root import by_disjunct, root_cuts, root_planes
 from verifier.branching.search import Search, SearchOptions
 from verifier.graph import Builder, Graph, Interval
 from verifier.graph.coefficients import Rows
-from verifier.ops.arithmetic import add
+from verifier.ops.arithmetic import add, scale_shift
 from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import clip as clip_values
 from verifier.ops.piecewise_linear import leaky_relu, relu
@@ -332,6 +332,18 @@ def test_interval_method_bounds_by_intervals() -> None:
         found = bounder.bound(start(problem))
     assert float(found.score) <= least(graph, problem)
     assert not found.planes.any()
+
+
+def test_bounds_are_no_looser_than_intervals() -> None:
+    """The line below a ReLU that is more positive than negative is the identity."""
+    builder = Builder()
+    x = builder.input("x", (3,))
+    graph = builder.graph(scale_shift(builder, relu(builder, scale_shift(builder, x, shift=0.2)), shift=0.1))
+    problem = compiled(graph, [[[0, 1]], [[2, -1]]])
+    options = BoundOptions(ascent=AscentOptions(0))
+    with torch.no_grad():
+        found = Bounder(problem, torch.device("cpu"), torch.float64, options).bound(start(problem))
+    assert found.score.tolist() == pytest.approx([0.1, 0.1]) and bool(found.refuted.all())
 
 
 @pytest.mark.parametrize("kind", ["input", "activation"])

@@ -290,8 +290,12 @@ class Bounder:
         bounds: Bounds,
         empty: Tensor,
     ) -> tuple[Bounded, Tensor]:
-        """Rows of a batch back to their places [M, D, C] in the clauses."""
+        """Rows of a batch back to their places [M, D, C] in the clauses, where intervals say more than their bounds met
+        with these."""
         batch, disjuncts, width = packed.table.shape
+        own = bounds[self.target].lower.flatten(1).expand(batch, -1)
+        atoms = packed.atoms.clamp(min=0).expand(batch, -1)[:, : lower.shape[1]]
+        lower = torch.fmax(lower.expand(batch, -1), own.gather(1, atoms).to(lower.dtype))
         used = (packed.table >= 0) & packed.present.unsqueeze(2)
         strict = self.strict[packed.table.clamp(min=0)]
         place = packed.owner.unsqueeze(2) * width + torch.arange(width, device=lower.device)
