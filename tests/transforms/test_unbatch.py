@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from verifier.bounds.crown import Effort, inner_bounds
+from verifier.frontends import onnx as frontend
 from verifier.graph import Builder, Graph, Value
 from verifier.graph.graph import STAGES
 from verifier.ops.arithmetic import ScaleShift, add
@@ -20,6 +22,7 @@ from verifier.ops.product import multiply
 from verifier.ops.reduction import Sum
 from verifier.ops.sigmoid import sigmoid, tanh
 from verifier.sets import Ball, Box
+from verifier.transforms import prepare as prepare_module
 from verifier.transforms.unbatch import unbatch
 
 STEPS, WIDTH = STAGES + 3, 3
@@ -74,7 +77,13 @@ def summed_first(builder: Builder, x: Value) -> Value:
     return reshape(builder, builder.add(Sum((1,)), tanh(builder, wide)), (STEPS, WIDTH))
 
 
-KEYS = [plain, convolved, shifted, normalised, summed_first]
+def joined(builder: Builder, x: Value) -> Value:
+    """A sequence of twice the length, of which the second half is read by nothing."""
+    y = builder.add(Linear(randn(WIDTH, WIDTH)), tanh(builder, x))
+    return take(builder, builder.add(Concat(0), tanh(builder, x), y), lambda t: t[:STEPS])
+
+
+KEYS = [plain, convolved, shifted, normalised, summed_first, joined]
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -129,3 +138,24 @@ def test_short_networks_stay_as_they_are() -> None:
         total = add(builder, total, take(builder, y, lambda t, s=step: t[s]))
     graph = builder.graph(total)
     assert unbatch(graph) is graph
+
+
+NETWORKS = sorted((Path(__file__).parents[2] / "vnncomp/benchmarks/gated_sequences/onnx").glob("*.onnx.gz"))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.full] * ("rwkv_6_recurrent" not in p.name)) for p in NETWORKS],
+    ids=lambda p: p.name.split(".")[0],
+)
+def test_networks_of_all_families_stay_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short ones too, which are left as they are otherwise."""
+    with monkeypatch.context() as context:
+        context.setattr(prepare_module, "unbatch", lambda graph: graph)
+        graph = prepare_module.prepare(frontend.load(path).graph)
+    monkeypatch.setattr("verifier.graph.graph.STAGES", -1)
+    monkeypatch.setattr("verifier.graph.graph.MANY", 0)
+    monkeypatch.setattr("verifier.transforms.unbatch.MANY", 2)
+    x = randn(3, *graph.nodes[graph.inputs[0]].shape)
+    apart = unbatch(replace(graph))
+    torch.testing.assert_close(apart.evaluate([x]), graph.evaluate([x]), rtol=1e-9, atol=1e-9)

@@ -41,7 +41,7 @@ def unbatch(graph: Graph) -> Graph:
     if not graph.long:
         return graph
     parts = _partition(graph)
-    return _Assembly(graph, parts).graph() if any(parts) else graph
+    return _Assembly(graph, parts).graph() if any(p for p in parts if p) else graph
 
 
 class _Labels:
@@ -67,15 +67,22 @@ class _Labels:
         return list(index[order].split(count.tolist())) if len(found) else []
 
 
-def _partition(graph: Graph) -> list[dict[int, tuple[Tensor, Part]]]:
-    """Per node its parts, by number: where they are and how they are made; empty where the node stays whole."""
+Parts = list[tuple[Tensor, Part]]
+
+
+def _partition(graph: Graph) -> list[Parts | None]:
+    """Per node its parts: where they are and how they are made; none where it stays whole, None where nothing reads
+    it."""
     labels = [_Labels(node.numel) for node in graph.nodes]
-    found: list[dict[int, tuple[Tensor, Part]]] = [{} for _ in graph.nodes]
+    found: list[Parts | None] = [None for _ in graph.nodes]
     for i in graph.outputs:
         labels[i].ask(torch.arange(graph.nodes[i].numel))
     for i in range(len(graph.nodes) - 1, -1, -1):
         node, wanted = graph.nodes[i], labels[i].parts()
-        if not wanted or isinstance(node.op, Input | Constant):
+        if not wanted:
+            continue
+        found[i] = []
+        if isinstance(node.op, Input | Constant):
             continue
         if len(wanted) <= MANY and (i in graph.outputs or sum(len(w) for w in wanted) == node.numel):
             wanted = [torch.arange(node.numel)]
@@ -85,7 +92,7 @@ def _partition(graph: Graph) -> list[dict[int, tuple[Tensor, Part]]]:
             for j in node.inputs:
                 labels[j].ask(torch.arange(graph.nodes[j].numel))
             continue
-        found[i] = dict(enumerate(zip(wanted, made, strict=True)))
+        found[i] = list(zip(wanted, made, strict=True))
         for part in made:
             for k, index in part.reads.items():
                 labels[node.inputs[k]].ask(index)
@@ -96,22 +103,19 @@ class _Assembly:
     """The new graph under construction. `_whole` has nodes that are in one piece, `_parts` values of the others' parts
     and, per element, which part it is in."""
 
-    def __init__(self, graph: Graph, parts: Sequence[dict[int, tuple[Tensor, Part]]]) -> None:
+    def __init__(self, graph: Graph, parts: Sequence[Parts | None]) -> None:
         self._graph, self._builder = graph, Builder()
         self._whole: dict[int, Value] = {}
         self._parts: dict[int, tuple[list[Value], list[Tensor], Tensor]] = {}
         self._pieces: dict[tuple[int, bytes], Value] = {}
-        needed = {*graph.outputs, *graph.inputs}
-        for i in range(len(graph.nodes) - 1, -1, -1):
-            if i in needed:
-                needed.update(graph.nodes[i].inputs)
-        for i in sorted(needed):
-            self._place(i, parts[i])
+        for i, own in enumerate(parts):
+            if own is not None or i in graph.inputs:
+                self._place(i, own or [])
 
     def graph(self) -> Graph:
         return self._builder.graph(*[self._in_one(i) for i in self._graph.outputs])
 
-    def _place(self, i: int, parts: dict[int, tuple[Tensor, Part]]) -> None:
+    def _place(self, i: int, parts: Parts) -> None:
         node, builder = self._graph.nodes[i], self._builder.at(self._graph.nodes[i].source)
         if isinstance(node.op, Input):
             self._whole[i] = builder.input(node.name, node.shape)
@@ -123,7 +127,7 @@ class _Assembly:
         else:
             owner = torch.full((node.numel,), -1)
             values, places = [], []
-            for k, (index, part) in parts.items():
+            for k, (index, part) in enumerate(parts):
                 read = [self._piece(node.inputs[j], at) for j, at in part.reads.items()]
                 values.append(builder.rename(part.make(builder, read), f"{node.name}_part"))
                 places.append(index)
