@@ -55,7 +55,7 @@ class Effort:
     def window(self, graph: Graph, target: int) -> Window:
         """What a pass for inner bounds visits: everything, but for the states of a recurrence of many steps, for which
         the work would grow with the square of their number, or where the last state's enclosure loses nothing."""
-        depth = self.depth or (DEPTH if max(graph.stages) > DEEP else None)
+        depth = self.depth or (DEPTH if graph.height > DEEP else None)
         near = graph.state_window(target) if self.apart and self.depth is None else None
         return near or graph.window(target, depth if graph.repeats[target] > MANY else None, self.apart)
 

@@ -133,9 +133,14 @@ class Graph:
         return tuple(count[kind] for kind in kinds)
 
     @cached_property
+    def height(self) -> int:
+        """The most of `stages`."""
+        return max(self.stages, default=0)
+
+    @cached_property
     def long(self) -> bool:
         """Whether this is a recurrence of many steps."""
-        return max(self.stages, default=0) > STAGES and max(self.repeats) > MANY
+        return self.height > STAGES and max(self.repeats) > MANY
 
     @cached_property
     def pieces(self) -> frozenset[int]:
