@@ -13,7 +13,8 @@ from pathlib import Path
 from common import instances, machine
 
 from verifier.bench.instances import find_instances
-from verifier.bench.runner import run_instance, summary, write_csv
+from verifier.bench.runner import run_instance
+from verifier.bench.score import summary, write_csv
 from verifier.report.columns import markdown
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     print(markdown(*summary(rows)))
     for row in rows:
         if row.wrong:
-            print(f"\nWRONG: {row.instance.name}: {row.verdict}, expected {row.instance.expected}")
+            print(f"\nWRONG: {row.name}: {row.verdict}, expected {row.expected}")
 
 
 if __name__ == "__main__":

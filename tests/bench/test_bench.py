@@ -10,7 +10,9 @@ import pytest
 
 from verifier.bench import runner
 from verifier.bench.instances import find_instances
-from verifier.bench.runner import run_instance, summary, write_csv
+from verifier.bench.record import read
+from verifier.bench.runner import run_instance
+from verifier.bench.score import summary, write_csv
 from verifier.errors import VerifierError
 
 # Prints the first word of the spec as the verdict; the second is the exit code.
@@ -58,18 +60,22 @@ def test_verdicts_are_counted_per_benchmark(tmp_path, command):
     assert rows[2].message == "why not"
     head, lines = summary(rows)
     assert head[:-1] == (
-        "benchmark", "instances", "solved", "sat", "unsat", "unknown", "timeouts", "errors", "wrong"
+        "benchmark", "instances", "solved", "sat", "unsat", "unknown", "timeouts", "errors", "wrong", "points",
+        "percent",
     )  # fmt: skip
     assert [line[:-1] for line in lines] == [
-        ("a", "3", "1", "1", "1", "1", "0", "0", "1"),
-        ("b", "3", "0", "0", "0", "0", "1", "2", "0"),
-        ("all", "6", "1", "1", "1", "1", "1", "2", "1"),
+        ("a", "3", "1", "1", "1", "1", "0", "0", "1", "-140", "-466.7"),
+        ("b", "3", "0", "0", "0", "0", "1", "2", "0", "0", "0.0"),
+        ("all", "6", "1", "1", "1", "1", "1", "2", "1", "-140", "-466.7"),
     ]
     write_csv(rows, tmp_path / "results.csv")
     with (tmp_path / "results.csv").open(newline="") as file:
-        written = list(csv.DictReader(file))
-    assert [row["wrong"] for row in written] == ["0", "1", "0", "0", "0", "0"]
-    assert written[3]["timeout_s"] == "5" and written[3]["expected"] == ""
+        written = list(csv.reader(file))
+    assert [row[:5] for row in written[:2]] == [
+        ["a", "a/net.onnx", "a/0.vnnlib", "0", "sat"],
+        ["a", "a/net.onnx", "a/1.vnnlib", "0", "unsat"],
+    ]
+    assert float(written[0][5]) > 0
 
 
 def test_a_process_that_outlives_its_limit_is_killed_and_an_error(tmp_path, command, monkeypatch):
@@ -129,15 +135,28 @@ def test_the_command_prints_a_table_and_fails_on_a_wrong_verdict(tmp_path, comma
     from verifier.cli.main import main
 
     benchmark(tmp_path / "a", [("sat 0", "5", "unsat")])
-    monkeypatch.setattr(run_instance, "__defaults__", (1.0, command))
+    monkeypatch.setattr(runner, "VERIFIER", command)
     out = tmp_path / "rows.csv"
     with pytest.raises(SystemExit) as left:
         main(["bench", str(tmp_path / "a"), "--out", str(out), "--timeout-scale", "0.5"])
     captured = capsys.readouterr()
     assert left.value.code == 1
-    assert captured.out.splitlines()[1].split()[:-1] == ["a", "1", "0", "1", "0", "0", "0", "0", "1"]
+    assert captured.out.splitlines()[1].split()[:-1] == [
+        "a",
+        "1",
+        "0",
+        "1",
+        "0",
+        "0",
+        "0",
+        "0",
+        "1",
+        "-150",
+        "-1500.0",
+    ]
     assert "[1/1] a/net.onnx/0.vnnlib: sat" in captured.err and "WRONG" in captured.err
-    assert out.read_text().count("\n") == 2
+    assert out.read_text().count("\n") == 1
+    assert read(out.with_suffix(".jsonl"))[1][0].points == -150
 
 
 def test_the_real_folders_are_read(shared):

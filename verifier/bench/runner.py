@@ -1,130 +1,182 @@
-"""One instance in a process of its own, and the table of what came out."""
+"""One instance in a process of its own, which is killed when it passes its limits."""
 
 from __future__ import annotations
 
-import csv
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from verifier.bench.instances import Instance
+from verifier.bench.record import Record
 
 VERIFIER = (sys.executable, "-m", "verifier", "verify")
 _GRACE = 10.0  # seconds beyond its limit after which a process is killed and counts as an error
+_POLL = 0.1  # seconds between two looks at a process's memory
 _VERDICTS = ("sat", "unsat", "unknown", "timeout")
-_CSV_HEAD = (
-    "benchmark",
-    "networks",
-    "spec",
-    "timeout_s",
-    "expected",
-    "verdict",
-    "wrong",
-    "seconds",
-    "message",
+_NEVER = threading.Event()
+# Asks Linux for the end of the process with that of its parent, then becomes the command: a bench that is killed leaves
+# nothing running.
+_BOOT = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execvp(sys.argv[2], sys.argv[2:])"
 )
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one run gave: `verdict` is one of the four, or `error`; `seconds` is the whole process's time."""
+class Resources:
+    """What one process may use: CPU threads, memory of all it starts together (GB), and a device such as `cuda:1`."""
 
-    instance: Instance
-    timeout: float
-    verdict: str
-    seconds: float
-    message: str = ""
+    threads: int | None = None
+    memory_gb: float | None = None
+    device: str = ""
 
-    @property
-    def wrong(self) -> bool:
-        """Whether it is a verdict that contradicts the expected one."""
-        expected = self.instance.expected
-        return expected is not None and self.verdict in ("sat", "unsat") and self.verdict != expected
+    def arguments(self) -> list[str]:
+        """The flags of `verify`. The engine's own limit leaves room for what it does not count."""
+        words = [] if self.threads is None else [f"--threads={self.threads}"]
+        words += [] if self.memory_gb is None else [f"--max-memory-gb={0.6 * self.memory_gb:g}"]
+        return words + ([f"--device={self.device.partition(':')[0]}"] if self.device else [])
+
+    def environment(self) -> dict[str, str]:
+        """The process's environment: its threads, and the one GPU that it sees."""
+        found = dict(os.environ)
+        if self.threads is not None:
+            found |= {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        number = self.device.partition(":")[2]
+        if number:
+            seen = [n for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n]
+            found["CUDA_VISIBLE_DEVICES"] = seen[int(number)] if seen else number
+        return found
 
 
-def run_instance(instance: Instance, scale: float = 1.0, command: Sequence[str] = VERIFIER) -> Row:
-    """Runs `command MODEL SPEC --timeout S`, the instance's limit times `scale`. Its failure is a row too."""
+def run_instance(
+    instance: Instance,
+    scale: float = 1.0,
+    command: Sequence[str] = (),
+    resources: Resources = Resources(),
+    witness: Path | None = None,
+    stop: threading.Event = _NEVER,
+) -> Record:
+    """Runs `command MODEL SPEC --timeout S` (VERIFIER unless given), the instance's limit times `scale`.
+
+    Its failure is a record too. A counterexample is written to `witness`, which the record names by its folder and
+    name. When `stop` is set the process is killed. The record is then an error that nobody should keep.
+    """
     timeout = instance.timeout * scale
-    words = [*command, *instance.arguments(), f"--timeout={timeout:g}", "--no-progress"]
+    with tempfile.TemporaryDirectory() as place:
+        details = Path(place) / "result.json"
+        words = [*(command or VERIFIER), *instance.arguments(), *resources.arguments()]
+        words += [f"--json={details}"] + ([] if witness is None else [f"--witness={witness}"])
+        words += [f"--timeout={timeout:g}", "--no-progress"]
+        with (Path(place) / "out").open("w+") as out, (Path(place) / "err").open("w+") as err:
+            ended = _run(words, out, err, timeout + _GRACE, resources, stop)
+            out.seek(0)
+            err.seek(0)
+            verdict = out.readline().strip().replace("timed-out", "timeout")
+            said = " ".join(err.read().split())
+        if ended.killed or verdict not in _VERDICTS or ended.code != 0:
+            verdict = "error"
+        message = (ended.killed or said[-500:]) if verdict in ("error", "unknown") else ""
+        more = {} if verdict == "error" else _details(details)
+    kept = witness is not None and verdict == "sat" and witness.is_file()
+    more |= {"witness": f"{witness.parent.name}/{witness.name}"} if kept and witness is not None else {}
+    return instance.record(
+        timeout, verdict, ended.seconds, message=message, memory_mb=ended.memory_mb, **more
+    )
+
+
+@dataclass(frozen=True)
+class _Ended:
+    code: int
+    seconds: float
+    memory_mb: float
+    killed: str = ""
+
+
+def _run(
+    words: Sequence[str], out: Any, err: Any, limit: float, resources: Resources, stop: threading.Event
+) -> _Ended:
+    """Runs the words until they end or have to be ended, and polls the memory of the whole tree."""
     start = time.monotonic()
-    pipe = subprocess.PIPE
+    if sys.platform == "linux":
+        words = [sys.executable, "-ISc", _BOOT, str(os.getpid()), *words]
+    peak, killed = 0, ""
+    most = float("inf") if resources.memory_gb is None else resources.memory_gb * 2**30
     with subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=err,
+        env=resources.environment(),
+        start_new_session=True,
     ) as process:
         try:
-            out, err = process.communicate(timeout=timeout + _GRACE)
-        except subprocess.TimeoutExpired:
-            out, err = "", f"no verdict {_GRACE:g} s after the limit: killed"
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL)
+                    break
+                peak = max(peak, used := memory(process.pid))
+                if used > most:
+                    killed = f"more than {resources.memory_gb:g} GB of memory: killed"
+                elif time.monotonic() - start > limit:
+                    killed = f"no verdict {_GRACE:g} s after the limit: killed"
+                elif stop.is_set():
+                    killed = "interrupted"
+                if killed:
+                    break
         finally:
-            _kill_group(process)
-    seconds = time.monotonic() - start
-    verdict = out.partition("\n")[0].strip().replace("timed-out", "timeout")
-    if verdict not in _VERDICTS or process.returncode != 0:
-        verdict = "error"
-    message = " ".join(err.split())[:500] if verdict in ("error", "unknown") else ""
-    return Row(instance, timeout, verdict, seconds, message)
+            kill_group(process)
+    return _Ended(process.returncode, time.monotonic() - start, peak / 2**20, killed)
 
 
-def _kill_group(process: subprocess.Popen[str]) -> None:
+def memory(pid: int) -> int:
+    """Resident bytes of a process and all below it; what they share is counted for each."""
+    total = 0
+    with suppress(psutil.Error):
+        root = psutil.Process(pid)
+        for process in (root, *root.children(recursive=True)):
+            with suppress(psutil.Error):
+                total += process.memory_info().rss
+    return total
+
+
+def kill_group(process: subprocess.Popen[Any]) -> None:
     """Ends the process and what it started, when it still runs."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def write_csv(rows: Iterable[Row], path: Path) -> None:
-    """One line per row, with a header."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(_CSV_HEAD)
-        for row in rows:
-            instance = row.instance
-            networks = "+".join(str(p) for p in instance.networks.values())
-            writer.writerow(
-                (
-                    *(
-                        instance.benchmark,
-                        networks,
-                        instance.spec,
-                        f"{row.timeout:g}",
-                        instance.expected or "",
-                    ),
-                    *(row.verdict, int(row.wrong), f"{row.seconds:.2f}", row.message),
-                )
-            )
+def _details(file: Path) -> dict[str, Any]:
+    """What `verify --json` tells beside the verdict; nothing where it told nothing."""
+    try:
+        return details(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return {}
 
 
-def summary(rows: Iterable[Row]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """(head, lines): one line per benchmark, and one for all of them when there are several."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.instance.benchmark, []).append(row)
-    if len(groups) > 1:
-        groups["all"] = [row for group in list(groups.values()) for row in group]
-    head = (
-        "benchmark",
-        "instances",
-        "solved",
-        "sat",
-        "unsat",
-        "unknown",
-        "timeouts",
-        "errors",
-        "wrong",
-        "seconds",
-    )
-    return head, [(name, *_counts(group)) for name, group in groups.items()]
+def details(result: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Record that a result's JSON form has."""
 
+    def number(name: str) -> float | None:
+        return None if result.get(name) is None else float(result[name])
 
-def _counts(rows: Sequence[Row]) -> tuple[str, ...]:
-    def count(*verdicts: str) -> int:
-        return sum(row.verdict in verdicts for row in rows)
-
-    wrong = sum(row.wrong for row in rows)
-    numbers = (len(rows), count("sat", "unsat") - wrong, count("sat"), count("unsat"), count("unknown"))
-    numbers += (count("timeout"), count("error"), wrong)
-    return (*map(str, numbers), f"{sum(row.seconds for row in rows):.1f}")
+    return {
+        "phases": {name: float(seconds) for name, seconds in result.get("seconds", {}).items()},
+        "bound": number("bound"),
+        "attack_margin": number("attack_margin"),
+        "domains": int(result.get("domains", 0)),
+        "device": result.get("device"),
+        "reason": "" if result.get("reason") == "none" else str(result.get("reason", "")),
+    }
