@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from verifier.bounds.alpha import AlphaOptions
 from verifier.branching.bounding import Bounder, BoundOptions, few_inputs
 from verifier.branching.domains import Domains
 from verifier.branching.first_look import MANY, first_look, forward
+from verifier.branching.root import root
 from verifier.graph import Builder, Graph
 from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import absolute, relu
@@ -79,3 +82,16 @@ def test_forward_bounds_are_bounds() -> None:
     least = compiled.graph.evaluate([x.flatten(0, 1)])[0].view(500, 40).amin(0)
     for score in scores:
         assert (score <= least + 1e-9).all()
+
+
+def test_what_the_root_knows_of_a_case_is_of_that_case() -> None:
+    """Also when the first look has taken some away."""
+    compiled, start = cases(20, 2.0)
+    bounder = Bounder(compiled, torch.device("cpu"), torch.float64, BoundOptions())
+    some = (~bounder.bound(start).refuted[:, 0]).nonzero()[1:, 0]
+    found = root(bounder, start.index(some), AlphaOptions(iterations=0), 2)
+    middle = (found.start.lower + found.start.upper) / 2
+    assert len(middle) >= 2 and found.enclosures
+    for i, enclosure in found.enclosures.items():
+        (value,) = replace(compiled.graph, outputs=(i,)).evaluate([middle])
+        assert (enclosure.lower <= value + 1e-9).all() and (value <= enclosure.upper + 1e-9).all()

@@ -46,7 +46,17 @@ class Root:
     closed: float
 
 
-def root(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) -> Root:
+@dataclass(frozen=True, eq=False)
+class First:
+    """What the first bounds leave of the cases (`left`, still with all disjuncts of a case together), what is known of
+    the inner nodes of all of them, in the order of the start, and the least proved score of what is refuted."""
+
+    left: Domains
+    enclosures: dict[int, Interval]
+    closed: float
+
+
+def first_bounds(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) -> First:
     """Bounds of all cases, those that plain CROWN leaves open by alpha-CROWN (unless that has no iterations)."""
     parts, enclosures, closed = [], [], torch.inf
     for rows in torch.arange(len(start), device=start.lower.device).split(batch):
@@ -63,9 +73,18 @@ def root(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) ->
             part = replace(part, warm={k: dict(o) for k, o in best.slopes.items() if k[0] == bounder.target})
         parts.append(part)
         enclosures.append(known)
-    single, alone, origin = by_disjunct(bounder.compiled, Domains.cat(parts))
-    joined = {i: Interval.cat([known[i] for known in enclosures]).index(origin) for i in enclosures[0]}
-    return Root(single, alone, joined, closed)
+    joined = {i: Interval.cat([known[i] for known in enclosures]) for i in enclosures[0]}
+    return First(Domains.cat(parts), joined, closed)
+
+
+def root(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) -> Root:
+    """The first bounds, and every disjunct that they leave open as a case of its own."""
+    first = first_bounds(bounder, start, options, batch)
+    single, alone, origin = by_disjunct(bounder.compiled, first.left)
+    position = torch.zeros(len(bounder.compiled.lower), dtype=torch.int64, device=origin.device)
+    position[start.case] = torch.arange(len(start), device=origin.device)  # the start need not be all cases
+    joined = {i: b.index(position[origin]) for i, b in first.enclosures.items()}
+    return Root(single, alone, joined, first.closed)
 
 
 def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
