@@ -34,6 +34,7 @@ from benchmarks.common import ROOT, machine, margins
 from benchmarks.widths import climbed
 from verifier import Options, verify
 from verifier.bounds.alpha import optimise
+from verifier.bounds.cases import decision_cases
 from verifier.bounds.crown import inner_bounds, specification_bound
 from verifier.bounds.interval import interval_bounds
 from verifier.frontends import onnx as frontend
@@ -69,12 +70,18 @@ def lower_bounds(graph: Graph, box: Box, rows: Tensor, method: str) -> Tensor:
     target = graph.outputs[0]
     if method == "interval":
         return least(rows, interval_bounds(graph, [box.box()])[target])
+    batch, known = box.batch, {}
+    cases = decision_cases(graph, [box], graph.outputs)
+    if cases is not None:
+        box, rows, known = box.index(cases.owner), rows[cases.owner], cases.known
     forms = Dense(rows.unflatten(2, graph.nodes[target].shape))
+    bounds = inner_bounds(graph, [box], graph.outputs, known)
     if method == "alpha-crown":
-        return optimise(graph, [box], target, forms).lower
-    bounds = inner_bounds(graph, [box], graph.outputs)
-    lower = specification_bound(graph, [box], target, forms, bounds).minimum(graph, [box])
-    return torch.maximum(lower, least(rows, bounds[target]))
+        lower = optimise(graph, [box], target, forms, bounds).lower
+    else:
+        lower = specification_bound(graph, [box], target, forms, bounds).minimum(graph, [box])
+        lower = torch.maximum(lower, least(rows, bounds[target]))
+    return lower if cases is None else cases.least(lower, batch)
 
 
 def least(rows: Tensor, scores: Interval) -> Tensor:

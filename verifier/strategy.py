@@ -24,7 +24,7 @@ from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.first_look import STEP, first_look, forward
 from verifier.branching.input_split import InputBrancher
-from verifier.branching.root import Root, condensed, root, root_cuts, root_planes
+from verifier.branching.root import Root, by_decisions, condensed, root, root_cuts, root_planes
 from verifier.branching.search import FIRST, Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
 from verifier.graph import Elementwise, Graph, Interval, Univariate
@@ -242,7 +242,11 @@ class _Run:
             found = self._attack(self.deadline, QUICK_ROUNDS)
             if found is not None:
                 return Outcome(Status.SAT, Reason.NONE, -math.inf, 0, 0, found)
-        bounder = bounder.with_options(forward(settings)) if look.forward else bounder
+        if look.forward:
+            bounder = bounder.with_options(forward(settings))
+        elif linear:
+            with torch.no_grad():
+                bounder, start = by_decisions(bounder, start)
         free = FREE if self.device.type == "cuda" else int(min(FREE_WORK / _work(bounder.graph), FREE))
         brancher, batch, closed = InputBrancher(bounder, free), _batch(bounder), math.inf
         batch = max(batch, STEP) if look.forward else batch
@@ -251,7 +255,7 @@ class _Run:
             share = 1 - ATTACK_SHARE if self.options.attack else 1.0
             until = now + share * (self.deadline - now)
             limits = replace(settings, deadline=until, patience=now + PATIENCE * (until - now))
-            bounder = Bounder(compiled, self.device, self.dtype, limits)
+            bounder = bounder.with_options(limits)
             with torch.no_grad():
                 found = self._root(bounder, start)
             if not len(found.start):

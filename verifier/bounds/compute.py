@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.alpha import AlphaOptions, optimise
+from verifier.bounds.cases import decision_cases
 from verifier.bounds.crown import gather, inner_bounds, refine, scatter
 from verifier.bounds.forward import forward_bounds
 from verifier.bounds.interval import Bounds, interval_bounds
@@ -61,13 +62,37 @@ def compute_bounds(
     "interval" propagates intervals; "forward" linear functions of the inputs; "crown-ibp" bounds the wanted
     nodes backwards through relaxations that rest on intervals; "crown" bounds all unstable neurons backwards
     first; "alpha-crown" optimises the relaxations too, as `options` say (their `memory` counts for every
-    method). `known` holds enclosures that are true already. Raises KeyError for an unknown node, ValueError
-    for an unknown method.
+    method). These two bound each case of comparisons that the sets leave open (`bounds/cases.py`). `known`
+    holds enclosures that are true already. Raises KeyError for an unknown node, ValueError for an unknown
+    method.
     """
     unknown = [name for name in nodes if name not in graph.by_name]
     if unknown:
         raise KeyError(f"The graph has no node named {', '.join(map(repr, unknown))}.")
     wanted = list(dict.fromkeys([*graph.outputs, *[graph.by_name[name] for name in nodes]]))
+    batch = max(s.batch for s in sets)
+    cases = None
+    if method in ("crown", "alpha-crown"):
+        cases = decision_cases(graph, sets, wanted, known, options.effort)
+    if cases is not None:
+        sets, known = cases.sets(sets), cases.index(known or {})
+    found = _enclosed(graph, sets, method, wanted, options, known)
+    if cases is not None:
+        found = {i: cases.hull(b, batch) for i, b in found.items()}
+    return NodeBounds(
+        tuple(found[i] for i in graph.outputs), {name: found[graph.by_name[name]] for name in nodes}
+    )
+
+
+def _enclosed(
+    graph: Graph,
+    sets: Sequence[InputSet],
+    method: BoundMethod,
+    wanted: Sequence[int],
+    options: AlphaOptions,
+    known: Mapping[int, Interval] | None,
+) -> dict[int, Interval]:
+    """Enclosures [B, *shape] of the `wanted` nodes."""
     batch = max(s.batch for s in sets)
     boxes = [s.box() for s in sets]
     effort = options.effort
@@ -92,9 +117,7 @@ def compute_bounds(
             found[i] = _optimised(graph, sets, i, everything, bounds, options)
         else:
             found[i] = refine(graph, sets, i, everything, bounds, relaxations, effort)
-    return NodeBounds(
-        tuple(found[i] for i in graph.outputs), {name: found[graph.by_name[name]] for name in nodes}
-    )
+    return found
 
 
 def _optimised(

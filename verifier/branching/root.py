@@ -12,11 +12,13 @@ from torch import Tensor
 from verifier.bounds.alpha import AlphaOptions, Optimised, optimise
 from verifier.bounds.ascent import Leaves
 from verifier.bounds.backward import OutOfTime
+from verifier.bounds.cases import decision_cases
 from verifier.bounds.condense import condense, multiplications
 from verifier.bounds.crown import Effort, inner_bounds
 from verifier.bounds.cuts import Cuts
 from verifier.bounds.interval import Bounds
 from verifier.bounds.joint import Final, JointOptions, joint_cuts
+from verifier.branching.bounded import Facts
 from verifier.branching.bounding import Bounder
 from verifier.branching.clip_neurons import NeuronPlanes, PlaneLimits, neuron_planes
 from verifier.branching.domains import Domains
@@ -27,6 +29,8 @@ from verifier.specs.compile import Compiled
 
 CUTS_GAIN = 0.3
 """Cuts are kept where some case then misses less by so much of what it missed."""
+DECIDED = 64
+"""Cases of a query, at most, whose open comparisons are decided before anything else."""
 WORTH = 32
 """Products of one dense matrix cost as much as one of a pass through convolutions and their neurons: a network is
 condensed when it then has at most so many times more of them."""
@@ -179,7 +183,34 @@ def _shared_bounds(graph: Graph, start: Domains, enclosures: Mapping[int, Interv
     return inner_bounds(graph, sets, [target], known, effort=Effort(refine=False))
 
 
+def by_decisions(bounder: Bounder, start: Domains) -> tuple[Bounder, Domains]:
+    """Every case of the query as cases of the comparisons that it leaves open, with half-spaces, and with enclosures
+    among the bounder's facts. As they are where there are too many."""
+    if len(start) > DECIDED:
+        return bounder, start
+    box = Interval(start.lower, start.upper).narrow(bounder.dtype)
+    effort = Effort(memory=bounder.options.memory, deadline=bounder.options.deadline)
+    found = decision_cases(bounder.graph, [Box(box.lower, box.upper)], [bounder.target], effort=effort)
+    if found is None:
+        return bounder, start
+    parts = start.index(found.owner)
+    cases = parts.case.cpu()
+    compiled = bounder.compiled
+    compiled = replace(
+        compiled,
+        lower=compiled.lower[cases],
+        upper=compiled.upper[cases],
+        clauses=compiled.clauses[cases],
+    )
+    facts = Facts(found.known)
+    start = replace(parts, case=torch.arange(len(parts), device=parts.case.device), splits=found.splits)
+    return Bounder(compiled, bounder.device, bounder.dtype, bounder.options, facts), start
+
+
 def _one_box(domains: Domains) -> bool:
+    """Whether what holds for one case holds for all: boxes are the same, and none is a part of its box only."""
+    if any(bool((b.lower.isfinite() | b.upper.isfinite()).any()) for b in domains.splits.values()):
+        return False
     ends = torch.stack([domains.lower, domains.upper])
     return bool((ends == ends[:, :1]).all())
 

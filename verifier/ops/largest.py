@@ -47,7 +47,7 @@ def largest_mask(builder: Builder, x: Value, axis: int, count: int) -> Value:
 def _step(builder: Builder, x: Value, knot: float) -> Value:
     """1 above the knot, 0 up to it."""
     levels = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    return builder.add(Step(torch.tensor([knot], dtype=torch.float64), levels), x)
+    return builder.add(Step(torch.tensor([knot], dtype=torch.float64), levels, chosen=True), x)
 
 
 def ordered_largest(builder: Builder, x: Value, axis: int, count: int, largest: bool = True) -> Value:

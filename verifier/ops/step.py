@@ -17,11 +17,13 @@ class Step(Univariate):
     broadcasts to the argument.
 
     At a knot the value is that of the left side, but intervals and lines hold both sides, as closed sets of
-    generalised derivatives do.
+    generalised derivatives do. With `chosen` it is one side's or the other's, nothing in between, and of x and -x at
+    0 not the right one's of both: a choice among equal ones.
     """
 
     knots: Tensor
     levels: Tensor
+    chosen: bool = False
     jumps = True
     no_derivative = "it is constant but for jumps, where there is no derivative"
 
