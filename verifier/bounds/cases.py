@@ -26,6 +26,8 @@ MOST = 27
 """Cases of one set, at most."""
 COMPARED = 1024
 """Elements of a node that is looked at, at most."""
+ORDERED = 32
+"""Comparisons of a node of which threes are looked at, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +159,8 @@ def _split(
     if not bool(todo.any()):
         return None
     rows, ends, limits = _parts(found, member, box.map(lambda t: t[:, column]), todo)
+    real = _ordered(found, member, forms, limits)
+    rows, ends, limits = rows[real], _rows(ends, real), _rows(limits, real)
     shape = graph.nodes[node].shape
     known = _rows(box, rows)
     free = Interval.everything(len(rows), known.lower)
@@ -311,6 +315,27 @@ def _parts(found: _Jumps, member: Tensor, box: Interval, todo: Tensor) -> tuple[
         rows, todo = torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
         box, limits = Interval.cat([p[2] for p in pieces]), Interval.cat([p[3] for p in pieces])
     return rows, box, limits
+
+
+def _ordered(found: _Jumps, member: Tensor, forms: Tensor, limits: Interval) -> Tensor:
+    """Which parts [Q] are not against some order: of three differences that add up to nothing, a - b, b - c and c - a,
+    none can be positive where no other is negative. `forms` [K, N] are the elements' own."""
+    speaks = member.to(torch.uint8).argmax(0)
+    low, high = (t[:, speaks].isfinite() for t in limits)
+    side = (low.double() - high.double()) * found.sign[speaks].double()
+    told = (low | high) & found.alone & (found.point[speaks] == 0)
+    real = torch.ones_like(low[:, 0])
+    if not 3 <= len(speaks) <= ORDERED:
+        return real
+    forms = forms[speaks] * found.sign[speaks].double().unsqueeze(1)
+    three = torch.combinations(torch.arange(len(speaks), device=speaks.device), 3)
+    for signs in ((1.0, 1.0, 1.0), (1.0, 1.0, -1.0), (1.0, -1.0, 1.0), (1.0, -1.0, -1.0)):
+        turn = forms.new_tensor(signs)
+        mine = three[((forms[three] * turn.view(-1, 1)).sum(1) == 0).all(1)]
+        signed, known = side[:, mine] * turn, told[:, mine].all(2)  # [Q, T, 3]
+        up, down = (signed > 0).any(2), (signed < 0).any(2)
+        real = real & ~(known & (up != down)).any(1)
+    return real
 
 
 def _forms(graph: Graph, node: int, column: Tensor) -> Tensor:
