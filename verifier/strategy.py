@@ -24,7 +24,15 @@ from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.first_look import STEP, first_look, forward
 from verifier.branching.input_split import InputBrancher
-from verifier.branching.root import Root, by_decisions, condensed, root, root_cuts, root_planes
+from verifier.branching.root import (
+    Root,
+    by_decisions,
+    condensed,
+    first_bounds,
+    root,
+    root_cuts,
+    root_planes,
+)
 from verifier.branching.search import FIRST, Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
 from verifier.graph import Elementwise, Graph, Interval, Univariate
@@ -106,6 +114,13 @@ def solve(
     return _Run(query, networks, compiled, options, deadline, progress).result()
 
 
+def refuted(
+    query: Query, networks: Networks, compiled: Compiled, options: Options, deadline: float
+) -> Tensor:
+    """Bool [N]: the cases that the bounds which a search starts with refute, all cases in one batch."""
+    return _Run(query, networks, compiled, options, deadline, None).refuted()
+
+
 class _Run:
     """One query. The attack and branch and bound take turns until one of them is done."""
 
@@ -177,6 +192,44 @@ class _Run:
                 )
             share *= 1.5
 
+    def refuted(self) -> Tensor:
+        """As the function. Nothing is refuted where time or memory do not suffice."""
+        closed = torch.zeros(len(self.compiled.lower), dtype=torch.bool)
+        try:
+            with torch.no_grad():
+                left = self._first()
+        except OutOfTime:
+            return closed
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return closed
+        closed[:] = True
+        closed[left.case.cpu()] = False
+        return closed
+
+    def _first(self) -> Domains:
+        """The cases that the first bounds leave open."""
+        linear = self.options.method != "interval"
+        bounder = Bounder(self.compiled, self.device, self.dtype, self._settings(linear))
+        look = first_look(bounder, _cases(self.compiled, self.device), self.memory // 4)
+        left, forwards = look.left, look.forward
+        if not len(left):
+            return left
+        if linear and not forwards and self._splits_activations(bounder):
+            return first_bounds(bounder, left, self._alpha(bounder), _batch(bounder)).left
+        bounder = bounder.with_options(forward(bounder.options)) if forwards else bounder
+        parts = [
+            left.index(rows) for rows in torch.arange(len(left), device=self.device).split(_batch(bounder))
+        ]
+        return Domains.cat([part.index(~bounder.bound(part).refuted.all(1)) for part in parts])
+
+    def _settings(self, linear: bool) -> BoundOptions:
+        steps = 0 if self.options.method in ("crown", "interval") else AscentOptions.steps
+        return BoundOptions(
+            linear=linear, ascent=AscentOptions(steps), memory=self.memory // 4, deadline=self.deadline
+        )
+
     def _without_bounds(self) -> Outcome:
         """The first bounds take too long: intervals' are reported, what time is left belongs to the attack."""
         settings = BoundOptions(linear=False)
@@ -229,10 +282,7 @@ class _Run:
         """Branch and bound, ready to run; an Outcome when the root bounds already decide."""
         compiled = self.compiled
         linear = self.options.method != "interval"
-        steps = 0 if self.options.method in ("crown", "interval") else AscentOptions.steps
-        settings = BoundOptions(
-            linear=linear, ascent=AscentOptions(steps), memory=self.memory // 4, deadline=self.deadline
-        )
+        settings = self._settings(linear)
         bounder = Bounder(compiled, self.device, self.dtype, settings)
         look = first_look(bounder, _cases(compiled, self.device), self.memory // 4)
         start, settled = look.left, look.closed
@@ -305,14 +355,16 @@ class _Run:
 
     def _root(self, bounder: Bounder, start: Domains) -> Root:
         """Optimised bounds of every case, and what is left to refute, by disjunct."""
-        alpha = AlphaOptions(
+        found = root(bounder, start, self._alpha(bounder), _batch(bounder))
+        return condensed(bounder, found, self.memory // 64)
+
+    def _alpha(self, bounder: Bounder) -> AlphaOptions:
+        return AlphaOptions(
             iterations=0 if self.options.method == "crown" else ROOT_ITERATIONS,
             memory=self.memory // 8,
             stop=_Patience(self.deadline),
             deadline=bounder.options.deadline,
         )
-        found = root(bounder, start, alpha, _batch(bounder))
-        return condensed(bounder, found, self.memory // 64)
 
     def _result(self, outcome: Outcome, detail: str = "") -> Result:
         reason = outcome.reason

@@ -73,7 +73,7 @@ def test_jobs_run_at_the_same_time_and_devices_are_dealt_out(tmp_path, command):
     slots = divide(2, ["cuda:0", "cuda:1"], threads=3)
     began = time.monotonic()
     records = list(
-        run_all(instances, slots, lambda i, r, s: run_instance(i, resources=r, stop=s), lambda _: None)
+        run_all(instances, slots, lambda i, r, s, emit: emit(run_instance(i, resources=r, stop=s)))
     )
     assert time.monotonic() - began < 0.9 * sum(r.seconds for r in records)
     assert sorted(r.row for r in records) == [1, 2, 3, 4] and {r.verdict for r in records} == {"unsat"}

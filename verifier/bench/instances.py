@@ -115,6 +115,14 @@ def _chosen(found: list[Instance], only: str) -> list[Instance]:
     return chosen
 
 
+def by_network(instances: Sequence[Instance]) -> list[list[Instance]]:
+    """Those of the same networks together, in the order of the first of each."""
+    groups: dict[tuple[tuple[str, Path], ...], list[Instance]] = {}
+    for instance in instances:
+        groups.setdefault(tuple(instance.networks.items()), []).append(instance)
+    return list(groups.values())
+
+
 def _read(table: Path) -> list[Instance]:
     """Rows are onnx, vnnlib, timeout in seconds, and optionally a verdict; further columns are ignored."""
     folder = table.parent

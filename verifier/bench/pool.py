@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
 
-from verifier.bench.instances import Instance
 from verifier.bench.record import Record
 from verifier.bench.runner import Resources
 from verifier.errors import OptionsError
 
-Run = Callable[[Instance, Resources, threading.Event], Record]
-Seen = Callable[[Instance], None]
+T = TypeVar("T")
+Run = Callable[[T, Resources, threading.Event, Callable[[Record], None]], None]
 
 
 def divide(
@@ -38,39 +37,41 @@ def divide(
     return [Resources(threads, memory_gb, named[i % len(named)]) for i in range(count)]
 
 
-def run_all(
-    instances: Sequence[Instance], slots: Sequence[Resources], run: Run, started: Seen
-) -> Iterator[Record]:
-    """Records as they come. `started` is called from the threads. Left early, it ends what still runs."""
-    free: queue.SimpleQueue[Resources] = queue.SimpleQueue()
-    for slot in slots:
-        free.put(slot)
-    stop = threading.Event()
+def run_all(items: Sequence[T], slots: Sequence[Resources], run: Run[T]) -> Generator[Record, None, None]:
+    """Records as they come. `run` is called with an item, its resources, an event that asks it to end, and what
+    takes its records, in a thread per slot. Left early, the generator ends what still runs."""
+    ended: queue.SimpleQueue[Record | BaseException | None] = queue.SimpleQueue()
+    stop, lock, waiting = threading.Event(), threading.Lock(), iter(items)
 
-    def one(instance: Instance) -> Record:
-        slot = free.get()
+    def work(slot: Resources) -> None:
         try:
-            started(instance)
-            return run(instance, slot, stop)
-        finally:
-            free.put(slot)
+            while not stop.is_set():
+                with lock:
+                    item = next(waiting, None)
+                if item is None:
+                    break
+                run(item, slot, stop, ended.put)
+        except BaseException as error:
+            ended.put(error)
+        ended.put(None)
 
-    waiting = iter(instances)
-    with ThreadPoolExecutor(len(slots)) as pool:
-        running: set[Future[Record]] = set()
-        try:
-            while True:
-                for instance in waiting:
-                    running.add(pool.submit(one, instance))
-                    if len(running) == len(slots):
-                        break
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        finally:
-            stop.set()
+    threads = [threading.Thread(target=work, args=(slot,)) for slot in slots]
+    try:
+        for thread in threads:
+            thread.start()
+        left = len(threads)
+        while left:
+            found = ended.get()
+            if found is None:
+                left -= 1
+            elif isinstance(found, BaseException):
+                raise found
+            else:
+                yield found
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def _cores() -> int:

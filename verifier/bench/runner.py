@@ -10,17 +10,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
 from verifier.bench.instances import Instance
 from verifier.bench.record import Record
 
+SHARE = (sys.executable, "-c", "from verifier.bench.share import main; main()")
 VERIFIER = (sys.executable, "-m", "verifier", "verify")
 _GRACE = 10.0  # seconds beyond its limit after which a process is killed and counts as an error
 _POLL = 0.1  # seconds between two looks at a process's memory
@@ -104,40 +105,141 @@ class _Ended:
     killed: str = ""
 
 
+@contextmanager
+def _process(
+    words: Sequence[str], resources: Resources, **streams: Any
+) -> Generator[subprocess.Popen[Any], None, None]:
+    """The words in a process with these resources that ends with this one, and on leaving."""
+    if sys.platform == "linux":
+        words = [sys.executable, "-ISc", _BOOT, str(os.getpid()), *words]
+    environment = resources.environment()
+    with subprocess.Popen(words, env=environment, start_new_session=True, **streams) as process:
+        try:
+            yield process
+        finally:
+            kill_group(process)
+
+
+class _Watch:
+    """Why a process has to be ended now: its memory, its time, or a request."""
+
+    def __init__(self, limit: float, resources: Resources, stop: threading.Event) -> None:
+        self._deadline = time.monotonic() + limit
+        self._resources, self._stop = resources, stop
+        self.peak = 0
+
+    def restart(self, limit: float) -> None:
+        """From now on so many seconds."""
+        self._deadline = time.monotonic() + limit
+
+    def look(self, pid: int) -> str:
+        most = self._resources.memory_gb
+        used = memory(pid)
+        self.peak = max(self.peak, used)
+        if most is not None and used > most * 2**30:
+            return f"more than {most:g} GB of memory: killed"
+        if time.monotonic() > self._deadline:
+            return f"no verdict {_GRACE:g} s after the limit: killed"
+        return "interrupted" if self._stop.is_set() else ""
+
+
 def _run(
     words: Sequence[str], out: Any, err: Any, limit: float, resources: Resources, stop: threading.Event
 ) -> _Ended:
-    """Runs the words until they end or have to be ended, and polls the memory of the whole tree."""
-    start = time.monotonic()
-    if sys.platform == "linux":
-        words = [sys.executable, "-ISc", _BOOT, str(os.getpid()), *words]
-    peak, killed = 0, ""
-    most = float("inf") if resources.memory_gb is None else resources.memory_gb * 2**30
-    with subprocess.Popen(
-        words,
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=err,
-        env=resources.environment(),
-        start_new_session=True,
-    ) as process:
-        try:
-            while True:
+    """Runs the words until they end or have to be ended."""
+    start, watch, killed = time.monotonic(), _Watch(limit, resources, stop), ""
+    with _process(words, resources, stdin=subprocess.DEVNULL, stdout=out, stderr=err) as process:
+        while not killed:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL)
+                break
+            killed = watch.look(process.pid)
+    return _Ended(process.returncode, time.monotonic() - start, watch.peak / 2**20, killed)
+
+
+def run_together(
+    group: Sequence[Instance],
+    scale: float,
+    resources: Resources,
+    witness: Callable[[Instance], Path | None],
+    stop: threading.Event,
+    emit: Callable[[Record], None],
+) -> None:
+    """Instances of the same networks in one process, which loads these once (`bench.share`).
+
+    Of a process that had to be ended, the instance that it was at is an error; another one goes on with the rest.
+    """
+    left = list(group)
+    while left and not stop.is_set():
+        begun = len(left)
+        killed = _run_group(left, scale, resources, witness, stop, emit)
+        if stop.is_set():
+            return
+        if left and (killed or len(left) == begun):
+            first = left.pop(0)
+            emit(first.record(first.timeout * scale, "error", 0.0, message=killed or "the process ended"))
+
+
+def _run_group(
+    left: list[Instance],
+    scale: float,
+    resources: Resources,
+    witness: Callable[[Instance], Path | None],
+    stop: threading.Event,
+    emit: Callable[[Record], None],
+) -> str:
+    """One process for all of `left`, from which it takes what is decided; why it had to be ended, if so."""
+    group, limits = list(left), [i.timeout * scale for i in left]
+    options: dict[str, Any] = {} if resources.threads is None else {"threads": resources.threads}
+    options |= {} if resources.memory_gb is None else {"max_memory_gb": 0.6 * resources.memory_gb}
+    options |= {"device": resources.device.partition(":")[0]} if resources.device else {}
+    with tempfile.TemporaryDirectory() as place:
+        job, answers = Path(place) / "job", Path(place) / "answers"
+        networks = {name: str(path) for name, path in group[0].networks.items()}
+        work = {"networks": networks, "specs": [str(i.spec) for i in group], "limits": limits}
+        job.write_text(json.dumps(work | {"options": options, "answers": str(answers)}))
+        answers.touch()
+        watch, killed, alive = _Watch(sum(limits) + _GRACE, resources, stop), "", True
+        silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        with _process([*SHARE, str(job)], resources, **silent) as process, answers.open("rb") as stream:
+            while alive and not killed:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL)
-                    break
-                peak = max(peak, used := memory(process.pid))
-                if used > most:
-                    killed = f"more than {resources.memory_gb:g} GB of memory: killed"
-                elif time.monotonic() - start > limit:
-                    killed = f"no verdict {_GRACE:g} s after the limit: killed"
-                elif stop.is_set():
-                    killed = "interrupted"
-                if killed:
-                    break
-        finally:
-            kill_group(process)
-    return _Ended(process.returncode, time.monotonic() - start, peak / 2**20, killed)
+                    alive = False
+                killed = watch.look(process.pid) if alive else ""
+                lines = _whole_lines(stream)
+                for line in lines:
+                    told = json.loads(line)
+                    instance = group[told["number"]]
+                    left.remove(instance)
+                    emit(_told(instance, limits[told["number"]], told, witness(instance), watch.peak))
+                if lines:  # the next one has its own time
+                    watch.restart(max((i.timeout * scale for i in left), default=0.0) + _GRACE)
+    return killed
+
+
+def _whole_lines(stream: BinaryIO) -> list[bytes]:
+    """The lines that are complete, from where the stream is."""
+    start = stream.tell()
+    text = stream.read()
+    end = text.rfind(b"\n") + 1
+    stream.seek(start + end)
+    return text[:end].splitlines()
+
+
+def _told(instance: Instance, limit: float, told: dict[str, Any], witness: Path | None, peak: int) -> Record:
+    """The record of an answer of `bench.share`."""
+    seconds = float(told["seconds"])
+    if "error" in told:
+        return instance.record(limit, "error", seconds, message=str(told["error"])[-500:])
+    result = told["result"]
+    more = details(result)
+    if told["witness"] and witness is not None:
+        witness.write_text(told["witness"])
+        more["witness"] = f"{witness.parent.name}/{witness.name}"
+    verdict = str(result["verdict"])
+    message = str(result["explanation"])[:500] if verdict == "unknown" else ""
+    return instance.record(limit, verdict, seconds, message=message, memory_mb=peak / 2**20, **more)
 
 
 def memory(pid: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,6 +48,9 @@ def command(
     shard: Annotated[
         str, typer.Option(metavar="i/n", help="Only the i-th of n parts of the instances.")
     ] = "1/1",
+    share: Annotated[
+        bool, typer.Option("--share", help="Bound and attack the queries of one network in one batch.")
+    ] = False,
     against: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Compare with another tool's results.csv.")
     ] = None,
@@ -70,14 +73,14 @@ def command(
     lines = out.with_suffix(".jsonl")
     done = _kept(lines, instances, timeout_scale, resume)
     settings = {"jobs": len(slots), "threads": slots[0].threads, "memory_gb": memory_gb, "devices": devices}
-    settings |= {"timeout_scale": timeout_scale, "only": only, "shard": shard}
+    settings |= {"timeout_scale": timeout_scale, "only": only, "shard": shard, "share": share}
     left = [instance for instance in instances if instance.key not in done]
     try:
         if left:
             append(lines, environment(_now(), settings))
         with (
             showing(len(instances), len(done)) as show,
-            closing(_records(left, slots, timeout_scale, lines, show)) as records,
+            closing(_records(left, slots, timeout_scale, lines, show, share)) as records,
         ):
             for record in records:
                 append(lines, record)  # on the disk before anything else happens to it
@@ -92,26 +95,43 @@ def command(
 
 
 def _records(
-    left: Sequence[Instance], slots: Sequence[Resources], scale: float, lines: Path, show: Show
+    left: Sequence[Instance],
+    slots: Sequence[Resources],
+    scale: float,
+    lines: Path,
+    show: Show,
+    share: bool,
 ) -> Generator[Record, None, None]:
     """What the instances give, in the order in which they end."""
     import threading
 
+    from verifier.bench.instances import by_network
     from verifier.bench.pool import run_all
-    from verifier.bench.runner import run_instance
+    from verifier.bench.runner import run_instance, run_together
 
     witnesses = lines.with_name(f"{lines.stem}_witnesses")
     if left:
         witnesses.mkdir(parents=True, exist_ok=True)
 
-    def run(instance: Instance, slot: Resources, stop: threading.Event) -> Record:
-        file = (
-            witnesses
-            / f"{instance.benchmark}{instance.version and '_' + instance.version}_{instance.row}.txt"
+    def file(instance: Instance) -> Path:
+        return (
+            witnesses / f"{'_'.join(filter(None, (instance.benchmark, instance.version)))}_{instance.row}.txt"
         )
-        return run_instance(instance, scale, resources=slot, witness=file, stop=stop)
 
-    yield from run_all(left, slots, run, show.started)
+    def run(
+        group: list[Instance], slot: Resources, stop: threading.Event, emit: Callable[[Record], None]
+    ) -> None:
+        for instance in group:
+            show.started(instance)
+        if share:
+            run_together(group, scale, slot, file, stop, emit)
+            return
+        record = run_instance(group[0], scale, resources=slot, witness=file(group[0]), stop=stop)
+        if not stop.is_set():
+            emit(record)
+
+    groups = by_network(left) if share else [[instance] for instance in left]
+    yield from run_all(groups, slots, run)
 
 
 def _kept(lines: Path, instances: Sequence[Instance], scale: float, resume: bool) -> dict[str, Record]:

@@ -84,13 +84,14 @@ class Compiled:
         return self._cast[key]
 
 
-def compile_query(query: Query, networks: Mapping[str, Network]) -> Compiled:
-    """Compile `query` over `networks`, one for each declared name (an `equal_to` network may be left out).
+def compile_query(query: Query, networks: Mapping[str, Network], problem: Problem | None = None) -> Compiled:
+    """Compile `query` over `networks`, one for each declared name (an `equal_to` network may be left out). `problem` is
+    what to ask of them instead of the query's own normal form.
 
     The networks must have been loaded with the hidden values that the query declares (`hidden_names`) kept. Raises
     SpecError and ModelError where query and networks do not fit.
     """
-    problem = normalise(query)
+    problem = problem or normalise(query)
     builder = Builder()
     x = builder.input("x", (problem.inputs,))
     attached = [_attach(builder, x, query, name, networks) for name in _names(query)]

@@ -1,0 +1,92 @@
+"""Many queries over one network in one batch: the same verdicts as one by one, and nothing lost by a killed process."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from verifier.bench import runner
+from verifier.bench.instances import by_network, find_instances
+from verifier.bench.record import Record
+from verifier.bench.runner import Resources, run_together
+from verifier.bench.share import joined, verify_together
+from verifier.errors import VerifierError
+from verifier.options import Options
+from verifier.results import Result, Status
+from verifier.specs.load import load_query
+from verifier.specs.normalise import normalise
+
+
+def test_verdicts_are_those_of_separate_runs(root, tmp_path):
+    data = root / "tests" / "data"
+    sat, unsat = data / "digits_mlp_sat.vnnlib", data / "digits_mlp_unsat.vnnlib"
+    (broken := tmp_path / "broken.vnnlib").write_text("(assert (<= X_0 1)")
+    (empty := tmp_path / "empty.vnnlib").write_text(
+        unsat.read_text() + "\n(assert (>= X_0 5))\n(assert (<= X_0 4))\n"
+    )
+    told: dict[int, object] = {}
+    specs = [unsat, sat, broken, empty, unsat]
+    verify_together(
+        data / "digits_mlp.onnx", specs, [60.0] * 5, Options(), lambda i, answer, s: told.update({i: answer})
+    )
+    assert isinstance(told.pop(2), VerifierError)
+    results = {i: r for i, r in told.items() if isinstance(r, Result)}
+    assert {i: r.status for i, r in results.items()} == {
+        0: Status.UNSAT, 1: Status.SAT, 3: Status.UNSAT, 4: Status.UNSAT
+    }  # fmt: skip
+    point = results[1].counterexample
+    assert point is not None and point.assignment.startswith("((X_0 ")
+    assert set(results[0].stats.seconds) == {"shared"}  # the batch itself proved it
+
+
+def test_joined_cases_ask_what_they_asked_alone(root):
+    data = root / "tests" / "data"
+    problems = [normalise(load_query(data / f"digits_mlp_{kind}.vnnlib")) for kind in ("sat", "unsat", "sat")]
+    whole = joined(problems)
+    assert whole.cases == sum(p.cases for p in problems) and whole.atoms < sum(p.atoms for p in problems)
+    v = np.random.default_rng(0).standard_normal((50, len(whole.position)))
+
+    def atoms(p):
+        dense = np.zeros((p.atoms, len(p.position)))
+        dense[p.rows, p.cols] = p.values
+        return v @ dense.T + p.constants <= 0
+
+    def holds(tree, truth):
+        if isinstance(tree, int):
+            return truth[:, tree]
+        parts = [holds(child, truth) for child in tree.children]
+        return np.all(parts, 0) if type(tree).__name__ == "And" else np.any(parts, 0)
+
+    alone = [holds(p.formulas[i], atoms(p)) for p in problems for i in p.formula_index]
+    both = [holds(whole.formulas[i], atoms(whole)) for i in whole.formula_index]
+    assert np.array_equal(alone, both) and np.any(alone) and not np.all(alone)
+
+
+# Answers the first two queries it is given, then dies; the marked one never answers.
+FAKE = """
+import json, sys, time
+job = json.load(open(sys.argv[-1]))
+with open(job["answers"], "a") as out:
+    for i, spec in enumerate(job["specs"]):
+        if "bad" in spec:
+            sys.exit(1)
+        result = {"verdict": "unsat", "explanation": "", "seconds": {"shared": 0.1}, "bound": 1.0}
+        out.write(json.dumps({"number": i, "seconds": 0.1, "result": result, "witness": ""}) + chr(10))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills processes as Linux lets one")
+def test_a_process_that_dies_costs_the_instance_that_it_was_at(tmp_path, monkeypatch):
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    monkeypatch.setattr(runner, "SHARE", (sys.executable, "-S", "-E", str(script)))
+    names = ["a", "bad", "c", "d"]
+    (tmp_path / "instances.csv").write_text("".join(f"n.onnx,{name}.vnnlib,5\n" for name in names))
+    (group,) = by_network(find_instances(tmp_path))
+    found: list[Record] = []
+    run_together(group, 1.0, Resources(), lambda _: None, threading.Event(), found.append)
+    assert [(r.row, r.verdict) for r in found] == [(1, "unsat"), (2, "error"), (3, "unsat"), (4, "unsat")]
+    assert found[0].phases == {"shared": 0.1} and found[0].bound == 1.0
