@@ -24,15 +24,7 @@ from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.first_look import STEP, first_look, forward
 from verifier.branching.input_split import InputBrancher
-from verifier.branching.root import (
-    Root,
-    by_decisions,
-    condensed,
-    first_bounds,
-    root,
-    root_cuts,
-    root_planes,
-)
+from verifier.branching.root import Root, by_decisions, condensed, root, root_cuts, root_planes
 from verifier.branching.search import FIRST, Outcome, Search, SearchOptions
 from verifier.errors import is_out_of_memory
 from verifier.graph import Elementwise, Graph, Interval, Univariate
@@ -216,8 +208,6 @@ class _Run:
         left, forwards = look.left, look.forward
         if not len(left):
             return left
-        if linear and not forwards and self._splits_activations(bounder):
-            return first_bounds(bounder, left, self._alpha(bounder), _batch(bounder)).left
         bounder = bounder.with_options(forward(bounder.options)) if forwards else bounder
         parts = [
             left.index(rows) for rows in torch.arange(len(left), device=self.device).split(_batch(bounder))
@@ -355,16 +345,14 @@ class _Run:
 
     def _root(self, bounder: Bounder, start: Domains) -> Root:
         """Optimised bounds of every case, and what is left to refute, by disjunct."""
-        found = root(bounder, start, self._alpha(bounder), _batch(bounder))
-        return condensed(bounder, found, self.memory // 64)
-
-    def _alpha(self, bounder: Bounder) -> AlphaOptions:
-        return AlphaOptions(
+        alpha = AlphaOptions(
             iterations=0 if self.options.method == "crown" else ROOT_ITERATIONS,
             memory=self.memory // 8,
             stop=_Patience(self.deadline),
             deadline=bounder.options.deadline,
         )
+        found = root(bounder, start, alpha, _batch(bounder))
+        return condensed(bounder, found, self.memory // 64)
 
     def _result(self, outcome: Outcome, detail: str = "") -> Result:
         reason = outcome.reason
