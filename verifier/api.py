@@ -182,6 +182,10 @@ def _prepare(
     if isinstance(model, Mapping):
         if isinstance(query, Property):
             raise VerifierError("a Property speaks of one network; pass that network itself, not a mapping.")
+        declared = [network.name for network in query.networks]
+        unknown = [name for name in model if name not in declared]
+        if unknown:
+            raise ModelError(f"the query declares no network {unknown[0]!r}, only {', '.join(declared)}.")
         keep = {name: hidden_names(query, name) for name in model}
         networks = {name: _load(m, keep[name]) for name, m in model.items()}
     else:

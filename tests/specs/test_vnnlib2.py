@@ -80,13 +80,37 @@ def test_bounds_pass_through_equalities_and_orders_of_inputs() -> None:
 
 
 def test_spellings_that_the_package_rejects() -> None:
-    lenient = HEAD.replace("<2.0>", "2.0").replace("real", "Real").replace("[1,2]", "[ 1 , 2 ]")
-    body = "(assert (and (X[0,0] <= 1e-1) (>= X[0,0] -1) (<= X[ 0 , 1 ] +.5) (>= X[0,1] 0)))"
+    lenient = HEAD.replace("real", "Real").replace("[1,2]", "[ 1 , 2 ]")
+    body = "(assert (and (<= X[0,0] 1e-1) (>= X[0,0] -1) (<= X[ 0 , 1 ] +.5) (>= X[0,1] 0)))"
     strict = "(assert (and (<= X[0,0] 0.1) (>= X[0,0] -1.0) (<= X[0,1] 0.5) (>= X[0,1] 0.0)))"
     assert expanded(parse_query(lenient + body).formula) == expanded(parse_query(HEAD + strict).formula)
     problem = normalise(parse_query(lenient + body))
     assert problem.upper.tolist() == [[0.1, 0.5]]
     assert problem.lower.tolist() == [[-1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            HEAD.replace("<2.0>", "2.0"),
+            "1:17: the version 2.0 is not in angle brackets; write (vnnlib-version <2.0>)",
+        ),
+        (
+            HEAD + "(assert (Y[0,0] < X[0, 1]))",
+            "6:17: < stands between what it compares; write the comparison first: (< Y[0,0] X[0, 1])",
+        ),
+    ],
+)
+def test_mistakes_of_files_in_the_wild(text: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse_query(text, "q.vnnlib")
+    assert str(caught.value) == f"q.vnnlib:{message}"
+    named = HEAD.replace("conv;1 (a)", "(a < b) (vnnlib-version 2.0)")
+    assert (
+        parse_query(named + "(assert (<= X[0,0] 1.0))").variables[1].onnx_name
+        == "(a < b) (vnnlib-version 2.0)"
+    )
 
 
 @pytest.mark.parametrize(

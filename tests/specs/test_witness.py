@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from verifier.specs.errors import SpecError
 from verifier.specs.formula import TRUE
 from verifier.specs.query import Kind, NetworkDecl, Query, Variable, plain_variables
-from verifier.specs.witness import read_witness, write_witness
+from verifier.specs.witness import read_witness, serialise, write_witness
 
 ONE = Query((NetworkDecl("f"),), plain_variables((2,), (1,)), TRUE, 1)
 TWO = Query(
@@ -33,6 +34,20 @@ def test_version_1_layout() -> None:
 def test_version_2_layout() -> None:
     text = write_witness(TWO, {"X": [[0.5, 1e-5]], "H": -2.0, "Y": [3]})
     assert text == "X float32 [1,2]\n0.5\n0.00001\nH real []\n-2.0\nY int64 [1]\n3"
+
+
+def test_tensors_have_the_declared_types_and_shapes() -> None:
+    tensors = serialise(write_witness(TWO, {"X": np.float32([[0.1, 1e-5]]), "H": -2.0, "Y": [3]}))
+    found = {name: onnx.TensorProto.FromString(data) for name, data in tensors.items()}
+    arrays = {name: onnx.numpy_helper.to_array(tensor) for name, tensor in found.items()}
+    assert [(n, t.name, list(t.dims)) for n, t in found.items()] == [
+        ("X", "X", [1, 2]),
+        ("H", "H", []),
+        ("Y", "Y", [1]),
+    ]
+    assert [a.dtype for a in arrays.values()] == [np.float32, np.float64, np.int64]
+    np.testing.assert_array_equal(arrays["X"], np.float32([[0.1, 1e-5]]))
+    assert arrays["H"] == -2.0 and arrays["Y"].tolist() == [3]
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=4, max_size=4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +20,13 @@ from verifier.results import Reason, Result, Status
 
 @dataclass(frozen=True)
 class Target:
-    """A network, or several by the names that a VNN-LIB 2.0 query gives them, and the query."""
+    """A network, or several by the names that a VNN-LIB 2.0 query gives them, and the query; `serialised` when its
+    assignment is wanted as tensors in place of text."""
 
     model: Path | Mapping[str, Path]
     spec: Path
     vnnlib_version: int
+    serialised: bool = False
 
 
 class Clock:
@@ -75,11 +78,18 @@ def render(result: Result, target: Target, seconds: float) -> Answer:
     if assignment and not assignment.endswith("\n"):
         assignment += "\n"
     verdict = result.status.printed(target.vnnlib_version)
+    tensors: dict[str, str] = {}
+    if assignment and target.serialised:
+        from verifier.specs.witness import serialise
+
+        tensors = {name: b64encode(data).decode() for name, data in serialise(assignment).items()}
+    shown = "" if tensors else assignment
     bound = "none" if result.bound is None else f"{result.bound:.6g}"
     summary = f"{verdict} after {seconds:.2f} s, {result.stats.domains} domains, best proved bound {bound}"
     return Answer(
-        stdout=f"{verdict}\n{assignment}",
+        stdout=f"{verdict}\n{shown}",
         stderr=f"{summary}\n{result.explanation}",
         json=result.to_json(indent=2) + "\n",
         witness=assignment,
+        tensors=tensors,
     )

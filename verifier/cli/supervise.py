@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
@@ -32,12 +32,14 @@ _PROGRESS_PERIOD = 0.1  # seconds between two snapshots on their way to the supe
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command has to say, as finished text. `code` is the exit code."""
+    """What a command has to say, as finished text. `code` is the exit code, `tensors` a counterexample's by name,
+    serialised, in base64."""
 
     stdout: str = ""
     stderr: str = ""
     json: str = ""
     witness: str = ""
+    tensors: Mapping[str, str] = field(default_factory=dict)
     code: int = 0
 
 

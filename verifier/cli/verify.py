@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+from base64 import b64decode
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,10 @@ def command(
     witness: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a counterexample there too.")
     ] = None,
+    serialise_assignments: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write a 2.0 assignment there, a tensor a file, and not to stdout."),
+    ] = None,
     *,
     options: Options,
 ) -> None:
@@ -53,6 +58,8 @@ def command(
     target = _target(model, spec, network or [])
     for file in (json, witness):
         _check_writable(file)
+    if serialise_assignments is not None:
+        target = _serialised(target, serialise_assignments)
     clock = Clock(options.seconds)
     session: Session = context.obj
     job = partial(solve, target, options, clock, session.debug)
@@ -62,6 +69,9 @@ def command(
     answer = _finish(outcome, target, clock)
     typer.echo(answer.stdout, nl=False)
     lost = [_write(file, text) for file, text in ((json, answer.json), (witness, answer.witness))]
+    if serialise_assignments is not None:
+        folder = serialise_assignments
+        lost += [_write(folder / f"{name}.pb", b64decode(data)) for name, data in answer.tensors.items()]
     typer.echo("\n".join([answer.stderr, *filter(None, lost)]), err=True)
     raise typer.Exit(2 if any(lost) else answer.code)
 
@@ -114,6 +124,18 @@ def _target(model: Path, spec: Path | None, networks: list[str]) -> Target:
     return Target(named, query, 2)
 
 
+def _serialised(target: Target, folder: Path) -> Target:
+    """The target when its assignment goes to `folder`, which is made. Raises VerifierError."""
+    if target.vnnlib_version != 2:
+        raise VerifierError("--serialise-assignments is for VNN-LIB 2.0 queries. Take --witness FILE.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VerifierError(f"the folder {folder} cannot be made ({error.strerror}).") from None
+    _check_writable(folder / "assignment.pb")
+    return replace(target, serialised=True)
+
+
 def _named(text: str) -> tuple[str, Path]:
     name, equals, path = text.partition("=")
     if not (name and equals and path):
@@ -162,12 +184,12 @@ def _check_writable(file: Path | None) -> None:
         raise VerifierError(f"{file} cannot be written: permission denied. Choose another place.")
 
 
-def _write(file: Path | None, text: str) -> str:
+def _write(file: Path | None, content: str | bytes) -> str:
     """Writes what there is to write; the complaint when that fails, a full disk say: the verdict stands."""
-    if file is None or not text:
+    if file is None or not content:
         return ""
     try:
-        file.write_text(text)
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         return f"error: {file} could not be written ({error.strerror})."
     return ""

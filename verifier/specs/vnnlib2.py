@@ -2,7 +2,8 @@
 
 The package's own ``compat.transform`` reads several input disjunctions as one list of cases, so only its
 syntax tree is used. Some spellings that it rejects are rewritten first, with the same meaning: numbers such as
-``1``, ``.5`` or ``1e-3``, ``(vnnlib-version 2.0)``, the type ``Real``, infix comparisons ``(a < b)``.
+``1``, ``.5`` or ``1e-3``, and the type ``Real``. Two mistakes seen in the wild get an error that says what to write:
+``(vnnlib-version 2.0)`` and infix comparisons ``(a < b)``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from verifier.specs.formula import MAX_DEPTH, Relation, sum_of
 from verifier.specs.query import Kind, NetworkDecl, Query, Variable
 
 _COMMENT = re.compile(r'("[^"\n]*")|;[^\n]*')
+_QUOTED = re.compile(r'"[^"]*"')
 _VERSION = re.compile(r"(\(\s*vnnlib-version\s+)(\d+\.\d+)(\s*\))")
 _TYPE = re.compile(r"(declare-(?:input|hidden|output)\s+\S+\s+)Real\b")
 _BRACKETS = re.compile(r"\[[^\]()]*\]")
@@ -55,6 +57,7 @@ def parse(text: str, source: str | None = None) -> Query:
     blanked = _COMMENT.sub(lambda m: m[1] or " " * len(m[0]), text) if ";" in text else text
     try:
         _check_depth(blanked)
+        _check_syntax(blanked)
         official = _official(blanked)
         try:
             tree = vnnlib.parse_query_string(official)
@@ -75,11 +78,25 @@ def _check_depth(text: str) -> None:
         raise SpecError.at(text, int(np.argmax(depth > MAX_DEPTH)), message, "flatten the formula")
 
 
+def _check_syntax(text: str) -> None:
+    """Refuse what is known from files in the wild with the standard's way to write it. Raises `SpecError`."""
+    unquoted = _QUOTED.sub(lambda m: "_" * len(m[0]), text)
+    match = _VERSION.search(unquoted)
+    if match is not None:
+        hint = f"write (vnnlib-version <{match[2]}>)"
+        raise SpecError.at(text, match.start(2), f"the version {match[2]} is not in angle brackets", hint)
+    match = _INFIX.search(unquoted)
+    if match is not None:
+        left, relation, right = match.groups()
+        message = f"{relation} stands between what it compares"
+        raise SpecError.at(
+            text, match.start(2), message, f"write the comparison first: ({relation} {left} {right})"
+        )
+
+
 def _official(text: str) -> str:
     """`text` in the spelling that the package accepts, line by line the same."""
-    text = _VERSION.sub(r"\1<\2>\3", text, count=1)
     text = _TYPE.sub(r"\1real", text)
-    text = _INFIX.sub(r"(\2 \1 \3)", text)
     text = _BRACKETS.sub(lambda m: re.sub(r"[ \t\r]+", "", m[0]), text)
     integers = _INTEGER_TYPE.search(text) is not None
     parts = text.split('"')

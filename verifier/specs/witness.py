@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -11,6 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from verifier.specs.errors import SpecError
 from verifier.specs.query import Query, Variable
 
+_ONNX_TYPES = {
+    "float16": "FLOAT16",
+    "float32": "FLOAT",
+    "float64": "DOUBLE",
+    "real": "DOUBLE",
+    "Real": "DOUBLE",
+}
 _PAIR = re.compile(r"\(\s*([XY])_(\d+)\s+([^\s()]+)\s*\)", re.ASCII)
 _HEADER = re.compile(r"(\S+)\s+(\S+)\s+\[([\d,\s]*)\]")
 
@@ -45,6 +53,31 @@ def read_witness(query: Query, text: str) -> dict[str, NDArray[np.float64]]:
     """
     body = re.sub(r"\A\s*sat\b", lambda m: " " * len(m[0]), text)
     return _read_1(query, body) if query.version == 1 else _read_2(query, body)
+
+
+def serialise(text: str) -> dict[str, bytes]:
+    """A VNN-LIB 2 assignment, as `write_witness` gives it, as serialised ONNX tensors by variable; `real` is float64.
+
+    Raises `SpecError` for a type that ONNX has not.
+    """
+    import onnx
+
+    lines, place = text.splitlines(), 0
+    tensors: dict[str, bytes] = {}
+    while place < len(lines):
+        name, kind, dimensions = lines[place].split(maxsplit=2)
+        shape = [int(n) for n in re.findall(r"\d+", dimensions)]
+        onnx_name = _ONNX_TYPES.get(kind, kind.upper())
+        codes = dict(onnx.TensorProto.DataType.items())
+        if onnx_name not in codes:
+            raise SpecError(f"{kind} is no ONNX element type, so {name} cannot be serialised")
+        code = codes[onnx_name]
+        block = lines[place + 1 : place + 1 + math.prod(shape)]
+        values = [float(v) if "." in v else int(v) for v in block]
+        array = np.array(values, dtype=onnx.helper.tensor_dtype_to_np_dtype(code)).reshape(shape)
+        tensors[name] = onnx.numpy_helper.from_array(array, name).SerializeToString()
+        place += 1 + len(block)
+    return tensors
 
 
 def _elements(variable: Variable, values: Mapping[str, ArrayLike]) -> NDArray[np.float64]:
