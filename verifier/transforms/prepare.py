@@ -11,19 +11,23 @@ from verifier.transforms.centers import center_means
 from verifier.transforms.composites import write_out
 from verifier.transforms.fuse import fuse
 from verifier.transforms.gates import join_gates
+from verifier.transforms.parallel import parallel
 from verifier.transforms.quotients import bound_quotients
 from verifier.transforms.unbatch import unbatch
 
 
-def prepare(graph: Graph, points: Sequence[Tensor] = (), names: Sequence[str] = ()) -> Graph:
+def prepare(
+    graph: Graph, points: Sequence[Tensor] = (), names: Sequence[str] = (), recurrent: bool = False
+) -> Graph:
     """An equal graph of affine and elementwise nodes that is as easy to bound as is known to be.
 
     `points` are typical inputs, one tensor [N, *shape] per graph input, or none. Nodes called one of `names` stay, at
     the cost of what would be lost with them. Affine operators are not fused: `fold` does that.
+    Recurrences with a cheaper parallel form take it, unless they are to stay `recurrent`.
     """
     graph = write_out(center_means(graph, points) if points else graph)
     graph = bound_quotients(graph)
-    for change in (fuse, join_gates, unbatch):
+    for change in (*(() if recurrent else (parallel,)), fuse, join_gates, unbatch):
         changed = change(graph)
         if {node.name for node in changed.nodes}.issuperset(names):
             graph = changed
