@@ -51,6 +51,9 @@ def command(
     share: Annotated[
         bool, typer.Option("--share", help="Bound and attack the queries of one network in one batch.")
     ] = False,
+    ray: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Run on a Ray cluster: its address, auto, or local.")
+    ] = "",
     against: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Compare with another tool's results.csv.")
     ] = None,
@@ -68,19 +71,21 @@ def command(
     if memory_gb is not None and not memory_gb > 0:
         raise OptionsError(f"--memory-gb must be positive, not {memory_gb:g}.")
     others = [read_other(path) for path in against or []]
+    if ray and (share or jobs is not None):
+        raise OptionsError("--ray starts as many instances as the cluster has room for, each on its own.")
     slots = divide(jobs, [d.strip() for d in devices.split(",") if d.strip()], threads, memory_gb)
     instances = find_all(folders, only, _shard(shard))
     lines = out.with_suffix(".jsonl")
     done = _kept(lines, instances, timeout_scale, resume)
     settings = {"jobs": len(slots), "threads": slots[0].threads, "memory_gb": memory_gb, "devices": devices}
-    settings |= {"timeout_scale": timeout_scale, "only": only, "shard": shard, "share": share}
+    settings |= {"timeout_scale": timeout_scale, "only": only, "shard": shard, "share": share, "ray": ray}
     left = [instance for instance in instances if instance.key not in done]
     try:
         if left:
             append(lines, environment(_now(), settings))
         with (
             showing(len(instances), len(done)) as show,
-            closing(_records(left, slots, timeout_scale, lines, show, share)) as records,
+            closing(_records(left, slots, timeout_scale, lines, show, share, ray)) as records,
         ):
             for record in records:
                 append(lines, record)  # on the disk before anything else happens to it
@@ -101,6 +106,7 @@ def _records(
     lines: Path,
     show: Show,
     share: bool,
+    ray: str,
 ) -> Generator[Record, None, None]:
     """What the instances give, in the order in which they end."""
     import threading
@@ -130,6 +136,11 @@ def _records(
         if not stop.is_set():
             emit(record)
 
+    if ray:
+        from verifier.bench.cluster import run_on_ray
+
+        yield from run_on_ray(ray, left, scale, slots[0], file)
+        return
     groups = by_network(left) if share else [[instance] for instance in left]
     yield from run_all(groups, slots, run)
 
