@@ -2,7 +2,7 @@
 
     python benchmarks/jobs.py [--count 24] [--jobs 2]
 
-The instances are those of ACAS Xu and rl_benchmarks, in order; each run is `verifier bench --threads 1`. Needs the benchmark
+The instances are those of FOLDERS, in order; each run is that of `verifier bench --threads 1`. Needs the benchmark
 instances (environment variable VERIFIER_SHARED) and as many cores as jobs that do nothing else.
 """
 
