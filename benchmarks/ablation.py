@@ -32,7 +32,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from benchmarks.common import ROOT, machine, margins
+from benchmarks.common import ROOT, machine
 
 CACHE = ROOT / "benchmarks" / "cache"
 FUNCTIONS = ("Sigmoid", "Tanh", "Sin", "Gelu")
@@ -153,11 +153,12 @@ def choose(path: Path, digits_file: Path) -> dict[str, Any]:
 def first_bounds(graph: Any, x: Any, y: Any, eps: float) -> Any:
     """CROWN's bounds [N] of the least margin of any class."""
     from verifier.bounds.crown import inner_bounds, specification_bound
+    from verifier.certification import margin_rows
     from verifier.graph.coefficients import Dense
     from verifier.sets import Box
 
     box = Box((x - eps).clamp(min=0), (x + eps).clamp(max=1))
-    rows = Dense(margins(y, classes=10).unflatten(2, graph.nodes[graph.outputs[0]].shape))
+    rows = Dense(margin_rows(y, classes=10).unflatten(2, graph.nodes[graph.outputs[0]].shape))
     bounds = inner_bounds(graph, [box], graph.outputs)
     lower = specification_bound(graph, [box], graph.outputs[0], rows, bounds).minimum(graph, [box])
     return lower.amin(1)

@@ -14,10 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 VERIFIER = (sys.executable, "-m", "verifier", "verify", "--no-progress")
@@ -64,20 +61,6 @@ def exported(module: Any, x: Any) -> bytes:
         warnings.simplefilter("ignore")  # it is deprecated
         torch.onnx.export(module, (x,), file, dynamo=False, opset_version=17)  # pyright: ignore[reportArgumentType]
     return file.getvalue()
-
-
-def margins(labels: Tensor, classes: int) -> Tensor:
-    """The score of each label [N] less those of the other classes, as linear forms [N, classes - 1, classes]."""
-    import torch
-
-    unit = torch.eye(classes, device=labels.device)
-    rows = unit[labels].unsqueeze(1) - unit
-    others = (
-        (torch.arange(classes, device=labels.device) != labels.unsqueeze(1))
-        .nonzero()[:, 1]
-        .view(len(labels), -1)
-    )
-    return rows.gather(1, others.unsqueeze(2).expand(-1, -1, classes))
 
 
 def machine() -> str:

@@ -30,16 +30,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor
 
-from benchmarks.common import ROOT, machine, margins
+from benchmarks.common import ROOT, machine
 from benchmarks.widths import climbed
 from verifier import Options, verify
-from verifier.bounds.alpha import optimise
-from verifier.bounds.cases import decision_cases
-from verifier.bounds.crown import inner_bounds, specification_bound
-from verifier.bounds.interval import interval_bounds
+from verifier.certification import lower_bounds, margin_rows
 from verifier.frontends import onnx as frontend
-from verifier.graph import Graph, Interval
-from verifier.graph.coefficients import Dense
+from verifier.graph import Graph
 from verifier.sets import Box
 from verifier.specs.property import Property, robust
 from verifier.transforms.prepare import prepare
@@ -65,31 +61,6 @@ def held_out(graph: Graph, count: int) -> tuple[Tensor, Tensor]:
     return x[right, None], y[right, 0]
 
 
-def lower_bounds(graph: Graph, box: Box, rows: Tensor, method: str) -> Tensor:
-    """Sound lower bounds [B, R] of linear forms `rows` [B, R, classes] of the output."""
-    target = graph.outputs[0]
-    if method == "interval":
-        return least(rows, interval_bounds(graph, [box.box()])[target])
-    batch, known = box.batch, {}
-    cases = decision_cases(graph, [box], graph.outputs)
-    if cases is not None:
-        box, rows, known = box.index(cases.owner), rows[cases.owner], cases.known
-    forms = Dense(rows.unflatten(2, graph.nodes[target].shape))
-    bounds = inner_bounds(graph, [box], graph.outputs, known)
-    if method == "alpha-crown":
-        lower = optimise(graph, [box], target, forms, bounds).lower
-    else:
-        lower = specification_bound(graph, [box], target, forms, bounds).minimum(graph, [box])
-        lower = torch.maximum(lower, least(rows, bounds[target]))
-    return lower if cases is None else cases.least(lower, batch)
-
-
-def least(rows: Tensor, scores: Interval) -> Tensor:
-    """The forms' minima [B, R] over intervals of the output."""
-    lower, upper = (t.flatten(1)[:, :, None] for t in scores)
-    return (rows.clamp(min=0) @ lower + rows.clamp(max=0) @ upper)[..., 0]
-
-
 def measure(
     family: str, form: str, images: int, limit: float, methods: Sequence[str] = (*METHODS, FULL)
 ) -> dict[str, Any]:
@@ -105,7 +76,7 @@ def measure(
     x, labels = x.repeat(len(RADII), 1, 1, 1), labels.repeat(len(RADII))
     spread = radii.view(-1, 1, 1, 1)
     box = Box((x - spread).clamp(min=0), (x + spread).clamp(max=1))
-    one_way = margins(labels, DIGITS.classes)
+    one_way = margin_rows(labels, DIGITS.classes)
     rows = torch.cat([one_way, -one_way], 1)
     least = -climbed(graph, box.box(), -rows)
     row["attacked"] = _per_radius(_width(least))

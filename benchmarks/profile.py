@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PHASES = (
     ("verifier.api", "load_query", "parse"),
-    ("verifier.api", "_load", "load"),
+    ("verifier.api", "load_network", "load"),
     ("verifier.frontends.replay", "check", "compare with onnxruntime"),
     ("verifier.api", "compile_query", "compile"),
     ("verifier.strategy", "falsify", "attack"),

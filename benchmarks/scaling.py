@@ -20,9 +20,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import machine, margins
+from benchmarks.common import machine
 from verifier import trace
 from verifier.bounds.crown import Effort, inner_bounds, specification_bound
+from verifier.certification import margin_rows
 from verifier.graph import Graph
 from verifier.graph.coefficients import Dense
 from verifier.models import GLA, DeltaNet
@@ -59,7 +60,7 @@ def certified(graph: Graph, x: Tensor, radius: float, effort: Effort) -> tuple[f
     """The least margin's lower bound and the mean width of all margins."""
     box, target = Box.around(x.unsqueeze(0), radius), graph.outputs[0]
     label = graph.evaluate([x.unsqueeze(0)])[0].flatten().argmax().view(1)
-    rows = margins(label, CLASSES).to(x)
+    rows = margin_rows(label, CLASSES).to(x)
     rows = torch.cat([rows, -rows], 1).unsqueeze(2)
     with torch.no_grad():
         bounds = inner_bounds(graph, [box], [target], effort=effort)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from verifier.api import inspect as inspect
     from verifier.api import trace as trace
     from verifier.api import verify as verify
+    from verifier.certification import certify as certify
     from verifier.errors import ModelError as ModelError
     from verifier.errors import OptionsError as OptionsError
     from verifier.errors import UnsupportedError as UnsupportedError
@@ -37,6 +38,7 @@ _HOME = {
     "compute_bounds": "verifier.api",
     "inspect": "verifier.api",
     "trace": "verifier.api",
+    "certify": "verifier.certification",
     "Property": "verifier.specs.property",
     "robust": "verifier.specs.property",
     "X": "verifier.specs.property",

@@ -106,11 +106,7 @@ def verify(
     if options.progress and progress is None:
         with display() as shown:
             return verify(model, spec, timeout, replace(options, progress=False), shown)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise OptionsError(
-            "device='cuda' asks for a GPU, and torch finds none that it can use; `verifier doctor` shows what it "
-            "was built for. Use device='auto' or 'cpu'."
-        )
+    check_device(options)
     if options.lp != "highs":
         solver(options.lp)  # so that it is missed now, not in a while
     query, networks = _prepare(model, spec)
@@ -135,7 +131,7 @@ def compute_bounds(
     out the model's batch of 1), or a VNN-LIB file whose boxes are taken. All B instances are bounded in one call.
     The result has `.lower`, `.upper` and `["node name"]`, each [B, *shape]. Raises VerifierError for bad input.
     """
-    network = _load(model)
+    network = load_network(model)
     sets = _sets_of(inputs, network.graph)
     centers = [s.box().center.to(network.graph.dtype) for s in sets]
     graph = prepare(network.graph, centers, nodes)
@@ -155,7 +151,7 @@ def inspect(model: Model, spec: str | Path | None = None) -> Inspection:
     Unsupported nodes are listed in the result instead of raised. Raises ModelError where the file cannot be read.
     """
     try:
-        network = _load(model)
+        network = load_network(model)
     except UnsupportedError as error:
         return Inspection(nodes=(), unsupported=error.nodes)
     graph = write_out(network.graph)
@@ -175,6 +171,15 @@ def inspect(model: Model, spec: str | Path | None = None) -> Inspection:
     )
 
 
+def check_device(options: Options) -> None:
+    """Raises OptionsError where the options ask for a device that is not there."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise OptionsError(
+            "device='cuda' asks for a GPU, and torch finds none that it can use; `verifier doctor` shows what it "
+            "was built for. Use device='auto' or 'cpu'."
+        )
+
+
 def _prepare(
     model: Model | Mapping[str, Model], spec: str | Path | Query | Property
 ) -> tuple[Query, dict[str, Network]]:
@@ -187,17 +192,17 @@ def _prepare(
         if unknown:
             raise ModelError(f"the query declares no network {unknown[0]!r}, only {', '.join(declared)}.")
         keep = {name: hidden_names(query, name) for name in model}
-        networks = {name: _load(m, keep[name]) for name, m in model.items()}
+        networks = {name: load_network(m, keep[name]) for name, m in model.items()}
     else:
         keep = hidden_names(query, query.networks[0].name) if isinstance(query, Query) else ()
-        network = _load(model, keep)
+        network = load_network(model, keep)
         if isinstance(query, Property):
             query = query.to_query(network.output_shapes[0])
         networks = {query.networks[0].name: network}
     return query, networks
 
 
-def _load(model: Model, keep: Sequence[str] = ()) -> Network:
+def load_network(model: Model, keep: Sequence[str] = ()) -> Network:
     """The converted network with the inner values `keep`, checked against what it was made from."""
     if isinstance(model, _ModuleNetwork):
         return model

@@ -127,7 +127,7 @@ class _Run:
     ) -> None:
         self.query, self.networks, self.compiled = query, networks, compiled
         self.options, self.deadline, self.progress = options, deadline, progress
-        self.device = _device(options)
+        self.device = device_of(options)
         self.dtype = torch.float64 if options.dtype == "float64" else torch.float32
         self.memory = self._memory(self.device)
         self.clock = Clock()
@@ -463,7 +463,7 @@ def _free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available // 2
 
 
-def _device(options: Options) -> torch.device:
+def device_of(options: Options) -> torch.device:
     """`auto` takes CUDA when there is one, and never anything else but the CPU."""
     if options.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

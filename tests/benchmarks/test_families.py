@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks import families
-from benchmarks.families import held_out, lower_bounds, main, measure, network_file
+from benchmarks.families import held_out, main, measure, network_file
+from verifier.certification import lower_bounds
 from verifier.frontends import onnx as frontend
 
 

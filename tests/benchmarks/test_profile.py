@@ -32,7 +32,7 @@ def test_rows_count_what_is_spent_in_them_alone() -> None:
 @pytest.mark.parametrize("branching", ["input", "activation"])
 def test_a_search_is_accounted_for(root: Path, branching) -> None:
     originals = [vars(Linear)[name] for name in METHODS.keys() & vars(Linear).keys()]
-    run, grad, check = Search.run, torch.autograd.grad, api._load
+    run, grad, check = Search.run, torch.autograd.grad, api.load_network
     data = root / "tests" / "data"
     digits = np.load(data / "digits_test.npz")
     hard = verifier.robust(digits["images"][:1], int(digits["labels"][0]), eps=0.1)
@@ -49,7 +49,7 @@ def test_a_search_is_accounted_for(root: Path, branching) -> None:
     assert sum(row.seconds for row in report.operators.rows.values()) < report.seconds
     text = "\n".join(report.lines(1.0))
     assert "| import | 1 | 1.000 |" in text and "subdomains" in text and "| Linear | backward |" in text
-    assert (Search.run, torch.autograd.grad, api._load) == (run, grad, check)
+    assert (Search.run, torch.autograd.grad, api.load_network) == (run, grad, check)
     assert originals == [vars(Linear)[name] for name in METHODS.keys() & vars(Linear).keys()]
 
 

@@ -107,7 +107,7 @@ class Judge:
                 part = vector[variable.offset : variable.offset + variable.size]
                 values[variable.name] = part.astype(dtype).reshape(shape)
                 arrays.append(values[variable.name][None])
-            outputs = _run(network, arrays)
+            outputs = run_network(network, arrays)
             variables = [v for v in self.query.of_kind(Kind.OUTPUT) if v.network == name]
             order = match(variables, network.outputs[: len(variables)], "output", name)
             for variable, array in zip(order, outputs, strict=False):
@@ -127,7 +127,7 @@ class Judge:
         return Counterexample(inputs, outputs, tolerance, write_witness(self.query, values))
 
 
-def _run(network: OnnxModel | Runnable, arrays: list[NDArray]) -> list[NDArray]:
+def run_network(network: OnnxModel | Runnable, arrays: list[NDArray]) -> list[NDArray]:
     if isinstance(network, OnnxModel):
         from verifier.frontends.replay import run
 
