@@ -189,9 +189,10 @@ def lower_bounds(
     forms = Dense(rows.unflatten(2, graph.nodes[target].shape))
     with torch.no_grad():
         bounds = inner_bounds(graph, [sets], graph.outputs, known)
-        lower = specification_bound(graph, [sets], target, forms, bounds).minimum(graph, [sets])
-    if method == "alpha-crown":
-        lower = torch.maximum(lower, optimise(graph, [sets], target, forms, bounds, options=options).lower)
+        if method == "alpha-crown":
+            lower = optimise(graph, [sets], target, forms, bounds, options=options).lower
+        else:
+            lower = specification_bound(graph, [sets], target, forms, bounds).minimum(graph, [sets])
     lower = torch.maximum(lower, _least(rows, bounds[target]))
     return lower if cases is None else cases.least(lower, batch)
 
