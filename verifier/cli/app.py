@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from verifier.cli import bench, bounds, certify, doctor, inspect, supports, verify
+from verifier.cli import bench, bounds, certify, doctor, inspect, report, supports, verify
 
 _HELP = (
     "Prove or refute properties of neural networks: ONNX and VNN-LIB in, 'sat' or 'unsat' out. "
@@ -27,6 +27,7 @@ app.command("certify")(certify.command)
 app.command("inspect")(inspect.command)
 app.command("bench")(bench.command)
 app.command("supports", context_settings={"ignore_unknown_options": True})(supports.command)
+app.command("report")(report.command)
 app.command("doctor")(doctor.command)
 
 
