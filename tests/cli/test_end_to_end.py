@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 
 import verifier.api  # noqa: F401  (loaded here once, and not in every forked worker)
+from verifier.bench.record import read
 from verifier.specs.evaluator import satisfies
 from verifier.specs.load import load_query
 from verifier.specs.witness import read_witness
@@ -112,8 +113,9 @@ def test_bench_runs_real_instances_and_catches_a_wrong_verdict(data, run, tmp_pa
     named = dict(zip(head.split(), line.split(), strict=True))
     assert (named["instances"], named["solved"], named["wrong"], named["errors"]) == ("2", "1", "1", "0")
     with (tmp_path / "results.csv").open(newline="") as file:
-        written = list(csv.DictReader(file))
-    assert [(row["verdict"], row["wrong"]) for row in written] == [("unsat", "0"), ("sat", "1")]
+        assert [row[4] for row in csv.reader(file)] == ["unsat", "sat"]
+    _, kept = read(tmp_path / "results.jsonl")
+    assert [(record.verdict, record.wrong) for record in kept] == [("unsat", False), ("sat", True)]
 
 
 def test_every_unsupported_node_is_listed(run, data, tmp_path):
