@@ -102,6 +102,28 @@ def test_resuming_runs_what_is_missing_and_shards_are_disjoint(tmp_path, command
     assert bench(folder, "--out", out, "--shard", "3/2") == 2
 
 
+def test_a_second_run_that_writes_to_the_same_lines_is_refused(tmp_path, command, capsys):
+    wait = f"open({str(tmp_path / 'log')!r}, 'a').write('x'); time.sleep(20); print('unsat')"
+    folder, out = benchmark(tmp_path / "a", [wait], 30), tmp_path / "r.csv"
+    first = _start(folder, out, command)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "log").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    before = out.with_suffix(".jsonl").read_bytes()
+    for words in ((), ("--resume",)):
+        assert bench(folder, "--out", out, *words) == 2
+        said = capsys.readouterr().err
+        assert f"process {first.pid}" in said and "r.jsonl" in said and "--out" in said
+    assert out.with_suffix(".jsonl").read_bytes() == before and not out.exists()
+    first.kill()
+    first.wait()
+    (folder / "0.vnnlib").write_text("print('sat')")
+    assert bench(folder, "--out", out, "--resume") == 0  # a killed run holds nothing
+    assert (tmp_path / "log").read_text() == "x" and [
+        r.verdict for r in read(out.with_suffix(".jsonl"))[1]
+    ] == ["sat"]
+
+
 def test_versions_are_told_apart_and_equal_rows_refused(tmp_path):
     for version in ("1.0", "2.0"):
         benchmark(tmp_path / "x" / "deep" / version, ["", ""])

@@ -10,7 +10,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,36 @@ def append(path: Path, item: Record | Environment) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked(path: Path) -> Generator[None, None, None]:
+    """Only one run at a time writes to `path`: FILE.lock beside it, held by the kernel until the block or the process
+    ends, however it ends. Raises VerifierError where another run has it. Without `flock` (Windows) nothing is held."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    file = path.with_name(f"{path.name}.lock")
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise VerifierError(f"{file} cannot be written ({error.strerror}). Choose another --out.") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            owner = os.read(handle, 64).decode(errors="replace").strip()
+            raise VerifierError(
+                f"another `verifier bench` ({owner or 'process unknown'}) is writing {path}. Wait until it has ended, or "
+                "give this one a file of its own with --out."
+            ) from error
+        os.truncate(handle, 0)
+        os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+        yield
+    finally:
+        os.close(handle)  # and with that the lock; the file stays, since whoever waits for it has it open
 
 
 def repair(path: Path) -> None:

@@ -62,7 +62,7 @@ def command(
     from verifier.bench.instances import find_all
     from verifier.bench.live import showing
     from verifier.bench.pool import divide
-    from verifier.bench.record import append, environment
+    from verifier.bench.record import append, environment, locked
     from verifier.bench.score import read_other, write_csv
     from verifier.errors import OptionsError
 
@@ -76,25 +76,26 @@ def command(
     slots = divide(jobs, [d.strip() for d in devices.split(",") if d.strip()], threads, memory_gb)
     instances = find_all(folders, only, _shard(shard))
     lines = out.with_suffix(".jsonl")
-    done = _kept(lines, instances, timeout_scale, resume)
     settings = {"jobs": len(slots), "threads": slots[0].threads, "memory_gb": memory_gb, "devices": devices}
     settings |= {"timeout_scale": timeout_scale, "only": only, "shard": shard, "share": share, "ray": ray}
-    left = [instance for instance in instances if instance.key not in done]
-    try:
-        if left:
-            append(lines, environment(_now(), settings))
-        with (
-            showing(len(instances), len(done)) as show,
-            closing(_records(left, slots, timeout_scale, lines, show, share, ray)) as records,
-        ):
-            for record in records:
-                append(lines, record)  # on the disk before anything else happens to it
-                done[record.key] = record
-                show.ended(record)
-    finally:
-        rows = [done[instance.key] for instance in instances if instance.key in done]
-        write_csv(rows, out)
-        _print(rows, others)
+    with locked(lines):
+        done = _kept(lines, instances, timeout_scale, resume)
+        left = [instance for instance in instances if instance.key not in done]
+        try:
+            if left:
+                append(lines, environment(_now(), settings))
+            with (
+                showing(len(instances), len(done)) as show,
+                closing(_records(left, slots, timeout_scale, lines, show, share, ray)) as records,
+            ):
+                for record in records:
+                    append(lines, record)  # on the disk before anything else happens to it
+                    done[record.key] = record
+                    show.ended(record)
+        finally:
+            rows = [done[instance.key] for instance in instances if instance.key in done]
+            write_csv(rows, out)
+            _print(rows, others)
     if any(row.wrong for row in rows):
         raise typer.Exit(1)
 
