@@ -149,8 +149,8 @@ def locked(path: Path) -> Generator[None, None, None]:
         except OSError as error:
             owner = os.read(handle, 64).decode(errors="replace").strip()
             raise VerifierError(
-                f"another `verifier bench` ({owner or 'process unknown'}) is writing {path}. Wait until it has ended, or "
-                "give this one a file of its own with --out."
+                f"another `verifier bench` ({owner or 'process unknown'}) is writing {path}. Wait until it has "
+                "ended, or give this one a file of its own with --out."
             ) from error
         os.truncate(handle, 0)
         os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
