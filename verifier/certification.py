@@ -23,6 +23,7 @@ from verifier.bounds.cases import decision_cases
 from verifier.bounds.crown import inner_bounds, specification_bound
 from verifier.bounds.interval import interval_bounds
 from verifier.bounds.precision import full_precision
+from verifier.bounds.rows import margin_rows
 from verifier.errors import OptionsError, VerifierError, is_out_of_memory
 from verifier.graph import Graph, Interval
 from verifier.graph.coefficients import Dense
@@ -165,14 +166,6 @@ def certify(
     if not samples:
         raise VerifierError("the data has no samples.")
     return Certification(tuple(samples), eps, norm, tuple(ladder), dict(judge.seconds))
-
-
-def margin_rows(labels: Tensor, classes: int) -> Tensor:
-    """The score of each label [N] less those of the other classes, as linear forms [N, classes - 1, classes]."""
-    every = torch.arange(classes, device=labels.device)
-    others = (every != labels.unsqueeze(1)).nonzero()[:, 1].view(len(labels), classes - 1)
-    unit = torch.eye(classes, device=labels.device)
-    return unit[labels].unsqueeze(1) - unit[others]
 
 
 def lower_bounds(

@@ -109,3 +109,11 @@ def interval_is_exact(graph: Graph, position: int, box_inputs: bool) -> bool:
     ):
         below = graph.nodes[below].inputs[0]
     return isinstance(graph.nodes[below].op, Input) or below in graph.pieces
+
+
+def margin_rows(labels: Tensor, classes: int) -> Tensor:
+    """The score of each label [N] less those of the other classes, as linear forms [N, classes - 1, classes]."""
+    others = torch.arange(classes - 1, device=labels.device)
+    others = others + (others >= labels.unsqueeze(1))
+    unit = torch.eye(classes, device=labels.device)
+    return unit[labels].unsqueeze(1) - unit[others]

@@ -11,8 +11,9 @@ import contextlib
 import inspect
 import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from verifier.graph.op import Shape
 from verifier.graph.registry import Unsupported, aten_converter
 from verifier.transforms.fold import fold
 from verifier.transforms.signs import join_signs
+
+Converter = Callable[..., Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,14 @@ class TorchModel:
         """
         return _simplified(self._convert(dtype or self.dtype).graph())
 
+    def written(self, instead: Mapping[str, Converter] = MappingProxyType({})) -> Graph:
+        """The Graph of the current parameters in their own dtype node by node, nothing folded.
+
+        Nodes of the program whose names are in `instead` are converted by these functions: of the builder and the
+        node's arguments, as `registry.aten_op` has it.
+        """
+        return self._convert(self.dtype, instead).graph()
+
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Outputs of the module itself in eval mode and its own dtype, [N, *shape] each, for inputs [N,
         *shape].
@@ -72,11 +83,13 @@ class TorchModel:
             results = [_outputs(self.module(*example)) for example in zip(*moved, strict=True)]
         return [torch.stack(values).to(inputs[0].device) for values in zip(*results, strict=True)]
 
-    def _convert(self, dtype: torch.dtype) -> _Conversion:
+    def _convert(
+        self, dtype: torch.dtype, instead: Mapping[str, Converter] = MappingProxyType({})
+    ) -> _Conversion:
         own: dict[str, Tensor] = {**dict(self.module.named_parameters(remove_duplicate=False))}
         own.update(self.module.named_buffers(remove_duplicate=False))
         place = next((t.device for t in own.values()), torch.device("cpu"))
-        conversion = _Conversion(self.program, own, dtype, place)
+        conversion = _Conversion(self.program, own, dtype, place, instead)
         conversion.convert()
         return conversion
 
@@ -282,9 +295,14 @@ class _Conversion:
     reaches."""
 
     def __init__(
-        self, program: ExportedProgram, own: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+        self,
+        program: ExportedProgram,
+        own: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+        instead: Mapping[str, Converter],
     ) -> None:
-        self.program = program
+        self.program, self.instead = program, instead
         self.own, self.dtype, self.device = own, dtype, device
         self.builder = Builder()
         self.values: dict[fx.Node, Any] = {}
@@ -357,6 +375,7 @@ class _Conversion:
         if not any(isinstance(self.values[n], Value) for n in node.all_input_nodes):
             return self._evaluate(target, args, kwargs)
         converter = aten_converter(target.__name__) if target.namespace == "aten" else None
+        converter = self.instead.get(node.name, converter)
         if converter is None:
             raise Unsupported("the operator is not known")
         args, kwargs = self._wrap(args, node.name), self._wrap(kwargs, node.name)
