@@ -3,6 +3,10 @@
 from verifier.training.losses import CCIBP, CROWNIBP, IBP, MTLIBP, SABR, ExpIBP, Loss
 from verifier.training.neighbourhood import Linf, Neighbourhood
 from verifier.training.network import Network, trace
+from verifier.training.schedules import Ramp, SmoothRamp
+from verifier.training.taps import STAPS, TAPS
+from verifier.training.tightness import Tightness, propagation_tightness
+from verifier.training.warmup import WarmUp, initialise, l1
 
 __all__ = [
     "CCIBP",
@@ -14,6 +18,15 @@ __all__ = [
     "MTLIBP",
     "Neighbourhood",
     "Network",
+    "Ramp",
     "SABR",
+    "STAPS",
+    "SmoothRamp",
+    "TAPS",
+    "Tightness",
+    "WarmUp",
+    "initialise",
+    "l1",
+    "propagation_tightness",
     "trace",
 ]

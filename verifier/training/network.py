@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -34,7 +34,8 @@ _NORMALISES = ("batch_norm.default", "_native_batch_norm_legit_no_training.defau
 
 @dataclass(frozen=True, eq=False)
 class Dropped(Affine):
-    """y = mask * x with a mask [B, *shape] of every example's own."""
+    """y = mask * x with a mask [B, *shape] of every example's own; where x holds several rows for each example, one
+    after another, they share it."""
 
     mask: Tensor
     elementwise = True
@@ -43,7 +44,7 @@ class Dropped(Affine):
         return shapes[0]
 
     def forward(self, *xs: Tensor) -> Tensor:
-        return xs[0] * self.mask
+        return xs[0] * self.mask.repeat_interleave(len(xs[0]) // len(self.mask), 0)
 
     def transpose(self, coefficients: Tensor, index: int, *shapes: Shape) -> Tensor:
         return coefficients * self.mask.unsqueeze(1)
@@ -235,8 +236,3 @@ def _along(tensor: Tensor, shape: Shape, axis: int) -> Tensor | None:
     if any(n != 1 for d, n in enumerate(full.shape) if d != at):
         return None
     return full.flatten().expand(shape[at])
-
-
-def parameters(module: nn.Module) -> Sequence[nn.Parameter]:
-    """The matrices and kernels among the parameters: what l1 penalties and initialisations are about."""
-    return [p for p in module.parameters() if p.dim() >= 2]

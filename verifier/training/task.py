@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -91,14 +92,18 @@ class Task:
         return found.minimum(self.graph, [self.inputs])
 
 
-def spread(graph: Graph, rows: Tensor, enclosures: Enclosures) -> Enclosure:
+def spread(graph: Graph, rows: Tensor, enclosures: Enclosures, products: float = math.inf) -> Enclosure:
     """Linear forms `rows` [B, R, K] of the scores, [B, R], from the enclosures of where the affine nodes at the end of
-    the network begin: these and the forms are one affine map, which loses less (Gowal et al. 2018, section 3)."""
+    the network begin: these and the forms are one affine map, which loses less (Gowal et al. 2018, section 3). At most
+    `products` of the nodes that sum several elements are among them."""
     position = graph.outputs[0]
     values = rows.unflatten(2, graph.nodes[position].shape)
     constant: Tensor | float = 0.0
     while isinstance(op := graph.nodes[position].op, Affine) and len(graph.nodes[position].inputs) == 1:
         (below,) = graph.nodes[position].inputs
+        products -= not (op.elementwise or op.exact)
+        if products < 0:
+            break
         shape = graph.nodes[below].shape
         offset = op.offset(shape)
         if offset is not None:
