@@ -75,7 +75,9 @@ def test_layers_against_jacobians(images, batches) -> None:
         (jacobian,) = [torch.autograd.functional.jacobian(lambda t: second(t[None])[0], image)]
         active = (conv.forward(image[None, None]) > 0).double()
         radius = conv.absolute(torch.full_like(image, 0.1)[None, None]) * active
-        ratios.append(0.1 * jacobian.flatten(1).abs().sum(1) / matrix.absolute(radius.flatten(1))[0])
+        scale = (module[5].weight / (module[5].running_var + module[5].eps).sqrt()).abs()
+        size = scale * matrix.absolute(radius.flatten(1))[0]
+        ratios.append(0.1 * jacobian.flatten(1).abs().sum(1) / size)
     assert found.layers["5.batch_norm_1"] == pytest.approx(torch.stack(ratios).mean().item())
 
 

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from verifier.graph import Affine, Graph, Interval
 from verifier.graph.op import Constant, Input
+from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import Relu
+from verifier.training.gradients import Product, Rectified
 
 
 class Enclosure:
@@ -90,12 +92,15 @@ def _step(graph: Graph, position: int, found: Mapping[int, Enclosure], shrink: f
         if op.exact and all(a._middle is None for a in arguments):
             lower, upper = (op.forward(*[end(a.ends) for a in arguments]) for end in (_lower, _upper))
             return Enclosure(Interval(lower, upper))
+        if isinstance(op, Linear):
+            center, radius = Product.apply(*arguments[0].middle, op.weight)  # pyright: ignore[reportGeneralTypeIssues]
+            return Enclosure(middle=(center if op.bias is None else center + op.bias, radius))
         middles = [a.middle for a in arguments]
         return Enclosure(middle=(op.forward(*[m[0] for m in middles]), op.absolute(*[m[1] for m in middles])))
-    result = Enclosure(op.interval(*[a.ends for a in arguments]))
-    if shrink != 1 and isinstance(op, Relu):
-        return Enclosure(middle=(result.center, shrink * result.radius))
-    return result
+    if isinstance(op, Relu):
+        center, radius = Rectified.apply(*arguments[0].middle)  # pyright: ignore[reportGeneralTypeIssues]
+        return Enclosure(middle=(center, radius if shrink == 1 else shrink * radius))
+    return Enclosure(op.interval(*[a.ends for a in arguments]))
 
 
 def _lower(interval: Interval) -> Tensor:

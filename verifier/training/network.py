@@ -22,7 +22,6 @@ from verifier.graph import Affine, Builder, Graph, Node, Value
 from verifier.graph.op import Shape
 from verifier.ops.arithmetic import ScaleShift
 from verifier.ops.convolution import Conv
-from verifier.ops.linear import Linear
 from verifier.ops.normalization import batch_norm
 from verifier.transforms.composites import write_out
 from verifier.transforms.fuse import fuse
@@ -196,15 +195,19 @@ def _mask(calls: list[Any]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor],
 
 
 def merged(graph: Graph) -> Graph:
-    """Scalings and shifts per channel merged into the products before them, so that bounds pass both in one step."""
+    """Scalings and shifts of channels merged into the convolutions before them: bounds pass both in one step, and
+    kernels are smaller than maps."""
     nodes: list[Node] = []
     position: list[int] = []
     for node in graph.nodes:
         inputs = tuple(position[j] for j in node.inputs)
         found = None
-        if isinstance(node.op, ScaleShift) and len(graph.users[node.inputs[0]]) == 1:
+        alone = (
+            len(inputs) == 1 and len(graph.users[node.inputs[0]]) == 1 and node.inputs[0] not in graph.outputs
+        )
+        if alone and isinstance(node.op, ScaleShift):
             found = _merged(nodes[inputs[0]], node.op)
-        if found is not None and node.inputs[0] not in graph.outputs:
+        if found is not None:
             nodes[inputs[0]] = replace(nodes[inputs[0]], op=found, name=node.name, source=node.source)
             position.append(inputs[0])
         else:
@@ -215,24 +218,21 @@ def merged(graph: Graph) -> Graph:
     )
 
 
-def _merged(before: Node, op: ScaleShift) -> Conv | Linear | None:
-    """A product followed by a scaling and shift of its channels as one product; None where it is not one."""
-    axis = {Conv: 1, Linear: -1}.get(type(before.op))
-    if axis is None or op.scale is None or op.shift is None or len(before.shape) < 2:
+def _merged(before: Node, op: ScaleShift) -> Conv | None:
+    """A convolution followed by a scaling and shift of its channels as one; None where it is something else."""
+    if not isinstance(before.op, Conv) or op.scale is None or op.shift is None:
         return None
-    vectors = [_along(t, before.shape, axis) for t in (op.scale, op.shift)]
-    scale, shift = vectors
-    if scale is None or shift is None or not isinstance(before.op, Conv | Linear):
+    scale, shift = (_per_channel(t, before.shape) for t in (op.scale, op.shift))
+    if scale is None or shift is None:
         return None
     weight = before.op.weight * scale.view(-1, *[1] * (before.op.weight.dim() - 1))
     bias = shift if before.op.bias is None else before.op.bias * scale + shift
     return replace(before.op, weight=weight, bias=bias, doubt=None)
 
 
-def _along(tensor: Tensor, shape: Shape, axis: int) -> Tensor | None:
-    """A constant for a value of `shape` that varies along `axis` alone: [shape[axis]]; None where it varies more."""
+def _per_channel(tensor: Tensor, shape: Shape) -> Tensor | None:
+    """A constant for a map [N, C, ...] that varies with the channel alone as [C]; None where it varies more."""
     full = tensor.reshape((1,) * (len(shape) - tensor.dim()) + tuple(tensor.shape))
-    at = axis % len(shape)
-    if any(n != 1 for d, n in enumerate(full.shape) if d != at):
+    if any(n != 1 for d, n in enumerate(full.shape) if d != 1):
         return None
-    return full.flatten().expand(shape[at])
+    return full.flatten().expand(shape[1])

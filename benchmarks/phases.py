@@ -1,6 +1,6 @@
 """Where the time of one verification goes: per phase and per operator.
 
-    python -m benchmarks.profile MODEL SPEC [--timeout S] [--device auto|cpu|cuda] [--branching ...] [--no-attack]
+    python -m benchmarks.phases MODEL SPEC [--timeout S] [--device auto|cpu|cuda] [--branching ...] [--no-attack]
 
 Runs `verifier.verify` in this process, with a clock around the functions that begin a phase and around what operators
 compute. The engine has no hooks for it: this script replaces the functions while it runs. Seconds are those spent in

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import verifier
-from benchmarks.profile import METHODS, Stopwatch, profile
+from benchmarks.phases import METHODS, Stopwatch, profile
 from verifier import api
 from verifier.branching.search import Search
 from verifier.ops.linear import Linear
