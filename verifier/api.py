@@ -14,12 +14,12 @@ import torch
 
 from verifier.bounds.compute import NodeBounds
 from verifier.bounds.compute import compute_bounds as graph_bounds
-from verifier.bounds.precision import full_precision
 from verifier.environment import peak_memory_mb, versions
 from verifier.errors import ModelError, OptionsError, UnsupportedError, VerifierError
 from verifier.frontends import onnx as onnx_frontend
 from verifier.frontends.onnx import OnnxModel
 from verifier.graph import Elementwise, Graph
+from verifier.graph.precision import full_precision
 from verifier.options import BoundMethod, Options
 from verifier.progress import ProgressCallback, display
 from verifier.results import Inspection, NodeRow, Result

@@ -22,11 +22,11 @@ from verifier.bounds.alpha import AlphaOptions, optimise
 from verifier.bounds.cases import decision_cases
 from verifier.bounds.crown import inner_bounds, specification_bound
 from verifier.bounds.interval import interval_bounds
-from verifier.bounds.precision import full_precision
 from verifier.bounds.rows import margin_rows
 from verifier.errors import OptionsError, VerifierError, is_out_of_memory
 from verifier.graph import Graph, Interval
 from verifier.graph.coefficients import Dense
+from verifier.graph.precision import full_precision
 from verifier.options import Options
 from verifier.results import Status
 from verifier.sets import Ball, Box, InputSet

@@ -17,9 +17,9 @@ import torch
 from verifier import api, strategy
 from verifier.attack.gradient import AttackOptions, Search
 from verifier.attack.replay import Judge
-from verifier.bounds.precision import full_precision
 from verifier.environment import versions
 from verifier.errors import VerifierError, is_out_of_memory
+from verifier.graph.precision import full_precision
 from verifier.options import Options
 from verifier.results import Counterexample, Reason, Result, Stats, Status
 from verifier.specs.compile import Compiled, compile_query

@@ -28,6 +28,7 @@ from verifier.errors import ModelError, UnsupportedError, UnsupportedNode
 from verifier.frontends.agreement import disagreements
 from verifier.graph import Builder, Graph, Value
 from verifier.graph.op import Shape
+from verifier.graph.precision import full_precision
 from verifier.graph.registry import Unsupported, aten_converter
 from verifier.transforms.fold import fold
 from verifier.transforms.signs import join_signs
@@ -149,7 +150,7 @@ def check(model: TorchModel, examples: Sequence[Tensor] = (), samples: int = 2, 
         given = [x.unsqueeze(1).cpu() for x in examples[i : i + 1]]
         # Far points reach where activations saturate.
         points.append(torch.cat([normal, 10 * normal, uniform, *given]))
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         conversion = model._convert(torch.float64)
         graph = _simplified(conversion.graph()).to(device="cpu")
         theirs = model.run(points)
