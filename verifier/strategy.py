@@ -26,9 +26,9 @@ from verifier.branching.first_look import STEP, first_look, forward
 from verifier.branching.input_split import InputBrancher
 from verifier.branching.root import Root, by_decisions, condensed, root, root_cuts, root_planes
 from verifier.branching.search import FIRST, Outcome, Search, SearchOptions
+from verifier.branching.sizes import FREE, FREE_WORK, cases, free_memory, step_size, wide_step_size, work
 from verifier.errors import is_out_of_memory
-from verifier.graph import Elementwise, Graph, Interval, Univariate
-from verifier.graph.op import Input
+from verifier.graph import Interval, Univariate
 from verifier.options import Options
 from verifier.results import Counterexample, Progress, Reason, Result, Stats, Status
 from verifier.solvers.solve import LinearSearch, linear_search
@@ -60,14 +60,6 @@ SMOOTH_DIMENSIONS = 128
 INPUT_WORK = 5e6
 INPUTS_TRIED = 2
 """Coordinates whose halves are compared with those of neurons, in a box of few that vary."""
-STEP_WORK = 3e8
-"""Coefficients in one step of branch and bound, about."""
-ROW_WORK = 4e6
-"""Coefficients of single rows in one step, about, on a CPU."""
-FREE = 256
-"""Subdomains that a GPU bounds in the time of one."""
-FREE_WORK = 2e6
-"""Coefficients that a CPU meets in the time that starting the operations of a step takes, about."""
 PLANES = 1 << 27
 """Numbers that the linear forms of undecided neurons may have."""
 CUTS_SHARE = 0.1
@@ -139,7 +131,7 @@ class _Run:
     def _memory(self, device: torch.device) -> int:
         """Bytes that may be used there."""
         asked = self.options.max_memory_gb
-        return int(asked * 2**30) if asked else _free_memory(device)
+        return int(asked * 2**30) if asked else free_memory(device)
 
     def result(self) -> Result:
         if self.compiled.empty_reason is not None:
@@ -204,13 +196,13 @@ class _Run:
         """The cases that the first bounds leave open."""
         linear = self.options.method != "interval"
         bounder = Bounder(self.compiled, self.device, self.dtype, self._settings(linear))
-        look = first_look(bounder, _cases(self.compiled, self.device), self.memory // 4)
+        look = first_look(bounder, cases(self.compiled, self.device), self.memory // 4)
         left, forwards = look.left, look.forward
         if not len(left):
             return left
         bounder = bounder.with_options(forward(bounder.options)) if forwards else bounder
         parts = [
-            left.index(rows) for rows in torch.arange(len(left), device=self.device).split(_batch(bounder))
+            left.index(rows) for rows in torch.arange(len(left), device=self.device).split(step_size(bounder))
         ]
         return Domains.cat([part.index(~bounder.bound(part).refuted.all(1)) for part in parts])
 
@@ -224,7 +216,7 @@ class _Run:
         """The first bounds take too long: intervals' are reported, what time is left belongs to the attack."""
         settings = BoundOptions(linear=False)
         bounder = Bounder(self.compiled, self.device, self.dtype, settings)
-        start, batch = _cases(self.compiled, self.device), _batch(bounder)
+        start, batch = cases(self.compiled, self.device), step_size(bounder)
         with torch.no_grad():
             rows = torch.arange(len(start), device=self.device).split(batch)
             bound = min(float(bounder.bound(start.index(r)).score.amin()) for r in rows)
@@ -274,7 +266,7 @@ class _Run:
         linear = self.options.method != "interval"
         settings = self._settings(linear)
         bounder = Bounder(compiled, self.device, self.dtype, settings)
-        look = first_look(bounder, _cases(compiled, self.device), self.memory // 4)
+        look = first_look(bounder, cases(compiled, self.device), self.memory // 4)
         start, settled = look.left, look.closed
         if not len(start):
             return Outcome(Status.UNSAT, Reason.NONE, settled, len(compiled.lower), 0)
@@ -287,8 +279,8 @@ class _Run:
         elif linear:
             with torch.no_grad():
                 bounder, start = by_decisions(bounder, start)
-        free = FREE if self.device.type == "cuda" else int(min(FREE_WORK / _work(bounder.graph), FREE))
-        brancher, batch, closed = InputBrancher(bounder, free), _batch(bounder), math.inf
+        free = FREE if self.device.type == "cuda" else int(min(FREE_WORK / work(bounder.graph), FREE))
+        brancher, batch, closed = InputBrancher(bounder, free), step_size(bounder), math.inf
         batch = max(batch, STEP) if look.forward else batch
         if linear and not look.forward and self._splits_activations(bounder):
             now = time.monotonic()
@@ -308,7 +300,7 @@ class _Run:
             if self.options.method != "crown":
                 bounder = self._with_cuts(bounder, start)
             heuristic = HEURISTICS.get(self.options.branching, HEURISTICS["fsb"])
-            batch = _wide_batch(bounder)
+            batch = wide_step_size(bounder)
             few = compiled.varying <= INPUT_DIMENSIONS
             tried = INPUTS_TRIED if few and self.options.branching == "auto" else 0
             free = min(batch, FREE) if self.device.type == "cuda" else 0
@@ -340,7 +332,7 @@ class _Run:
         ops = [bounder.graph.nodes[i].op for i in bounder.elementwise]
         smooth = any(isinstance(op, Univariate) and op.smooth for op in ops)
         most = SMOOTH_DIMENSIONS if smooth else INPUT_DIMENSIONS
-        large = self.compiled.varying > most or _work(bounder.graph) > INPUT_WORK
+        large = self.compiled.varying > most or work(bounder.graph) > INPUT_WORK
         return bool(bounder.elementwise) and large
 
     def _root(self, bounder: Bounder, start: Domains) -> Root:
@@ -351,7 +343,7 @@ class _Run:
             stop=_Patience(self.deadline),
             deadline=bounder.options.deadline,
         )
-        found = root(bounder, start, alpha, _batch(bounder))
+        found = root(bounder, start, alpha, step_size(bounder))
         return condensed(bounder, found, self.memory // 64)
 
     def _result(self, outcome: Outcome, detail: str = "") -> Result:
@@ -372,18 +364,6 @@ class _Run:
                 self.compiled.graph, Interval(self.compiled.lower[:1], self.compiled.upper[:1])
             )
         return Result(outcome.status, bound, outcome.counterexample, reason, detail, stats)
-
-
-def _cases(compiled: Compiled, device: torch.device) -> Domains:
-    """Every case as one subdomain."""
-    count = len(compiled.lower)
-    return Domains(
-        compiled.lower.to(device),
-        compiled.upper.to(device),
-        torch.arange(count, device=device),
-        (compiled.clauses >= 0).any(2).to(device),
-        torch.full((count,), -math.inf, dtype=torch.float64, device=device),
-    )
 
 
 class _Patience:
@@ -430,37 +410,6 @@ class _Attempt:
             if found is not None:
                 return found
         return None
-
-
-def _batch(bounder: Bounder) -> int:
-    """How many subdomains make a step of reasonable work."""
-    work = _work(bounder.graph)
-    if bounder.device.type != "cpu":
-        return int(min(max(16 * STEP_WORK / work, 16), 1 << 14))
-    return int(min(max(STEP_WORK / work, 16), max(1024, min(FREE_WORK / work, 8192))))
-
-
-def _wide_batch(bounder: Bounder) -> int:
-    """The same where one row per subdomain goes backwards and inner bounds are inherited."""
-    graph = bounder.graph
-    numbers = sum(n.numel for n in graph.nodes if isinstance(n.op, (Elementwise, Input)))
-    step = ROW_WORK if bounder.device.type == "cpu" else 16 * ROW_WORK
-    return int(min(max(step / numbers, 16), 4096))
-
-
-def _work(graph: Graph) -> float:
-    """Coefficients that the passes of one subdomain meet, about."""
-    sizes = [n.numel for n in graph.nodes if isinstance(n.op, Elementwise)] or [1]
-    return float(sum(sizes) * max(sizes))
-
-
-def _free_memory(device: torch.device) -> int:
-    """Half of what is free on the device, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
-    import psutil
-
-    return psutil.virtual_memory().available // 2
 
 
 def device_of(options: Options) -> torch.device:

@@ -33,6 +33,7 @@ from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.sigmoid import Sigmoid, Tanh
 from verifier.ops.sign import Sign
 from verifier.ops.step import Step
+from verifier.ops.switched import Switched
 from verifier.ops.within import Within
 
 
@@ -51,6 +52,20 @@ def _step(knots: list[float], levels: list[float]) -> Step:
 def _inside(low: float, high: float) -> Callable:
     """Only points in a range count."""
     return lambda xs, at: (xs, [torch.where((p >= low) & (p <= high), p, torch.nan) for p in at])
+
+
+def _off(*knots: float) -> Callable:
+    """Only points whose first coordinate is no knot count."""
+
+    def adapt(xs: list[Interval], at: list[Tensor]) -> tuple[list[Interval], list[Tensor]]:
+        on = torch.stack([at[0] == k for k in knots]).any(0)
+        return xs, [at[0], torch.where(on, torch.nan, at[1])]
+
+    return adapt
+
+
+def _switched(knots: list[float], levels: list[float]) -> Switched:
+    return Switched(torch.tensor(knots, dtype=torch.float64), torch.tensor(levels, dtype=torch.float64))
 
 
 def _truths(xs: list[Interval], at: list[Tensor]) -> tuple[list[Interval], list[Tensor]]:
@@ -117,6 +132,24 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
             {"kinks": (-1.0, 0.1, 2.0)},
         ),
         ("per element", lambda n: Step(torch.zeros(1), torch.stack([_slopes(n), torch.ones(n)])), {}),
+    ],
+    Switched: [
+        ("relu", lambda n: _switched([0.0], [0.0, 1.0]), {"arguments": 2, "adapt": _off(0.0)}),
+        (
+            "clip",
+            lambda n: _switched([-0.5, 0.7], [0.0, 1.0, 0.0]),
+            {"arguments": 2, "kinks": (-0.5, 0.7), "adapt": _off(-0.5, 0.7)},
+        ),
+        (
+            "zigzag",
+            lambda n: _switched([-1.0, 0.1, 2.0], [1.0, -2.0, 0.5, 3.0]),
+            {"arguments": 2, "kinks": (-1.0, 0.1, 2.0), "adapt": _off(-1.0, 0.1, 2.0)},
+        ),
+        (
+            "per element",
+            lambda n: Switched(torch.zeros(1), torch.stack([_slopes(n), torch.ones(n)])),
+            {"arguments": 2, "adapt": _off(0.0)},
+        ),
     ],
     Alternatives: [
         ("two", lambda n: Alternatives(), {"arguments": 2, "equal": True}),

@@ -39,6 +39,7 @@ from verifier.ops.repeat import repeat
 from verifier.ops.sign import Sign
 from verifier.ops.softmax import Softmax
 from verifier.ops.step import Step
+from verifier.ops.switched import Switched
 from verifier.ops.within import Within
 from verifier.options import BoundMethod
 from verifier.sets import Box
@@ -55,6 +56,7 @@ WINDOW = Window((3, 2), (2, 1), (1, 1), (1, 0), (1, 1))
 # One form or more for every operator with a rule: the operator and its arguments' shapes.
 CASES: list[tuple[Op, list[tuple[int, ...]]]] = [
     (Add(), [(2, 3), (2, 3)]),
+    (Switched(torch.zeros(1).double(), torch.tensor([0.5, 2.0]).double()), [(2, 3), (2, 3)]),
     (ScaleShift(randn(3), randn(2, 1)), [(2, 3)]),
     (ScaleShift(None, randn(3)), [(2, 3)]),
     (Linear(randn(3, 4), randn(3)), [(2, 4)]),

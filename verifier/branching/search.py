@@ -189,7 +189,7 @@ class Search:
 
     def _report(self) -> None:
         if self._progress is not None:
-            bound = self._bound()
+            bound = self.bound
             self._progress(
                 Progress(
                     domains_done=self.domains,
@@ -199,11 +199,13 @@ class Search:
                 )
             )
 
-    def _bound(self) -> float:
+    @property
+    def bound(self) -> float:
+        """A proved lower bound of the score over all cases, as far as the search has come."""
         return min(self._store.worst, self._closed, self._stuck)
 
     def _outcome(self, status: Status, reason: Reason) -> Outcome:
-        return Outcome(status, reason, self._bound(), self.domains, self.branches)
+        return Outcome(status, reason, self.bound, self.domains, self.branches)
 
 
 def _candidates(rest: Domains, left: Bounded) -> tuple[Tensor, Tensor]:

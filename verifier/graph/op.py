@@ -296,6 +296,10 @@ class Elementwise(Op):
     """True where f is discontinuous, at branching points only: there the closed halves do not determine it, but the
     open ones and the point do."""
 
+    decided_by: int | None = None
+    """The argument whose parts between branching points leave a function that is linear in the others, if there is
+    one."""
+
     def output_shape(self, *shapes: Shape) -> Shape:
         if any(s != shapes[0] for s in shapes):
             raise ValueError(f"{type(self).__name__} takes arguments of one shape, got {shapes}.")

@@ -111,7 +111,8 @@ class Programs:
         found = settings(op, boxes)
         open_, points = split_points(op, boxes)
         value = op.forward(*points)
-        jump = (upper - lower)[:, block.result] if op.jumps else None
+        leaps = op.jumps or op.decided_by is not None
+        jump = (upper - lower)[:, block.result] if leaps else None
         sides = []
         for above, kept in ((False, block.lower), (True, block.upper)):
             setting, neuron = kept.nonzero(as_tuple=True)

@@ -15,8 +15,10 @@ from verifier.bounds.interval import Bounds
 from verifier.graph import Affine, Elementwise, Graph
 from verifier.graph.op import Constant, Input
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu
+from verifier.ops.product import Square
 from verifier.ops.sign import Sign
 from verifier.ops.step import Step
+from verifier.ops.switched import Switched
 from verifier.options import LinearSolver
 from verifier.results import Counterexample
 from verifier.sets import Box
@@ -191,9 +193,12 @@ def worthwhile(graph: Graph, compiled: Compiled, bounds: Bounds) -> bool:
 
 
 def _supported(graph: Graph) -> bool:
-    """Only piecewise-linear operators: of others no part ever becomes exact, and splitting inputs is as good."""
+    """Only piecewise-linear operators: of others no part ever becomes exact, and splitting inputs is as good. Where
+    they switch what is squared, that becomes constant."""
     ops = [graph.nodes[i].op for i in graph.ancestors(graph.outputs[0])]
-    kinked = Relu | PRelu | PiecewiseLinear | Sign | Step
+    kinked = Relu | PRelu | PiecewiseLinear | Sign | Step | Switched
+    if any(isinstance(op, Switched) for op in ops):
+        kinked = kinked | Square
     known = all(isinstance(op, Affine | Constant | Input | kinked) for op in ops)
     values = sum(graph.nodes[i].numel for i in graph.ancestors(graph.outputs[0]) if _is_elementwise(graph, i))
     return known and len(graph.inputs) == 1 and values <= MAX_VALUES

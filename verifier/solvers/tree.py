@@ -84,6 +84,8 @@ class Tree:
         self._attempt, self._deadline = attempt, deadline
         self._encoding = programs.encoding
         self._sizes = [len(block.places) for block in self._encoding.blocks]
+        curved = [getattr(self._op(block), "smooth", False) for block in self._encoding.blocks]
+        self._kinked = ~np.repeat(np.array(curved, dtype=bool), self._sizes)
         jumps = [block.arguments.flatten() for block in self._encoding.blocks if self._op(block).jumps]
         self._jumps = torch.cat([torch.zeros(0, dtype=torch.int64), *jumps]).unique().numpy()
         self._dual = solver(lp, Method.DUAL)
@@ -191,7 +193,7 @@ class Tree:
         return lower[alive], upper[alive]
 
     def _cut(self, leaf: Leaf, block: Block, k: int) -> tuple[int, Tensor]:
-        """The argument's column to split, and where: of several arguments the widest."""
+        """The argument's column to split, and where: of several arguments the one that decides, or the widest."""
         node = self._encoding.graph.nodes[block.node]
         boxes = []
         for j, columns in zip(node.inputs, block.arguments, strict=True):
@@ -204,7 +206,8 @@ class Tree:
         _, points = split_points(self._op(block), boxes)
         place = int(block.places[k])
         widths = [float((b.upper - b.lower).flatten()[place]) for b in boxes]
-        widest = widths.index(max(widths))
+        decides = self._op(block).decided_by
+        widest = widths.index(max(widths)) if decides is None else decides
         return int(block.arguments[widest, k]), points[widest].flatten()[place]
 
     # --- bounding
@@ -248,8 +251,10 @@ class Tree:
             costs = self.programs.costs(gaps, proposal.multipliers)
         if self._closed(bound):
             return None
-        if not costs.any():  # then any neuron that is still open is as good as another
-            costs = self.programs.costs(gaps, np.ones(program.pattern.shape[0]))
+        if not costs[self._kinked].any():  # then any neuron that is still open is as good as another
+            every = self.programs.costs(gaps, np.ones(program.pattern.shape[0]))
+            kinked = np.where(self._kinked, every, 0.0)  # what is curved gets no exact lines by being split
+            costs = kinked if kinked.any() else every if not costs.any() else costs
         return _Solved(lower, upper, program, proposal, costs, bound)
 
     def _inside(self, solved: _Solved) -> list[Vector]:

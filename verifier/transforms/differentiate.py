@@ -6,7 +6,7 @@ generalised derivatives that the chain rule gives (a set around Clarke's Jacobia
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -46,33 +46,74 @@ def differentiate(graph: Graph, output: int = 0, cotangent: Tensor | None = None
     return fold(builder.graph(*gradients)).to(graph.dtype)
 
 
+def push_forward(graph: Graph, output: int = 0) -> Graph:
+    """The Jacobian-vector product of one output: a graph with one more input than `graph` per input, the tangents, and
+    one output, the derivative of output number `output` along them.
+
+    The vector-Jacobian product is linear in its cotangent; this is its transpose. Raises UnsupportedError.
+    """
+    pulled = differentiate(graph, output)
+    seed = pulled.inputs[-1]
+    builder = Builder()
+    values = {i: builder.input(pulled.nodes[i].name, pulled.nodes[i].shape) for i in pulled.inputs[:-1]}
+    names = [f"tangent {pulled.nodes[i].name}" for i in pulled.inputs[:-1]]
+    tangents = [
+        builder.input(n, pulled.nodes[i].shape) for n, i in zip(names, pulled.inputs[:-1], strict=True)
+    ]
+    # Where the cotangent is does not matter to its transpose, but its node must be variable to be pulled back to.
+    values[seed] = builder.input("cotangent", pulled.nodes[seed].shape)
+    values.update(builder.embed(pulled, values))
+    cotangents: dict[int, Value] = {}
+    for out, tangent in zip(pulled.outputs, tangents, strict=True):
+        cotangents[out] = add(builder, cotangents[out], tangent) if out in cotangents else tangent
+    found = pull_back(builder, pulled, values, cotangents, towards=[seed])
+    zero = builder.constant(torch.zeros(pulled.nodes[seed].shape, dtype=graph.dtype))
+    made = builder.graph(found.get(seed, zero))
+    clean = Builder()
+    kept = [i for i in made.inputs if made.nodes[i].name != "cotangent"]
+    places = {i: clean.input(made.nodes[i].name, made.nodes[i].shape) for i in kept}
+    return fold(clean.graph(*clean.include(made, places))).to(graph.dtype)
+
+
 def pull_back(
-    builder: Builder, graph: Graph, values: Mapping[int, Value], cotangents: Mapping[int, Value]
+    builder: Builder,
+    graph: Graph,
+    values: Mapping[int, Value],
+    cotangents: Mapping[int, Value],
+    towards: Collection[int] | None = None,
 ) -> dict[int, Value]:
     """Append the vector-Jacobian products of nodes of `graph` (the keys of `cotangents`) to a builder that holds it.
 
     `values` maps the graph's positions to its nodes in the builder, as `Builder.embed` returns them. The result
-    maps every variable node that has a derivative, inputs included, to it. Raises UnsupportedError.
+    maps every variable node that has a derivative, inputs included, to it; with `towards` only nodes that depend on one
+    of these are looked at. Raises UnsupportedError.
     """
-    _require_rules(graph, cotangents)
+    on_path = graph.variable if towards is None else _depends(graph, towards)
     pulled = dict(cotangents)
+    refused: dict[int, tuple[str, str, int, str]] = {}
+    behind: set[int] = set()  # what is refused; all of its arguments may count
     for i in range(max(pulled), -1, -1):
         node = graph.nodes[i]
-        if i not in pulled or not graph.variable[i] or not node.inputs:
+        if (i not in pulled and i not in behind) or not on_path[i] or not node.inputs:
+            continue
+        if node.op.no_derivative:
+            refused[i] = (node.source or node.name, type(node.op).__name__, 0, node.op.no_derivative)
+        if i in behind or i in refused:
+            behind.update(node.inputs)
             continue
         builder.at(node.source)
         parts = node.op.vjp(builder, [values[j] for j in node.inputs], values[i], pulled[i])
         for j, part in zip(node.inputs, parts, strict=True):
-            if part is not None and graph.variable[j]:
+            if part is not None and on_path[j]:
                 pulled[j] = add(builder, pulled[j], part) if j in pulled else part
-    return {i: value for i, value in pulled.items() if graph.variable[i]}
-
-
-def _require_rules(graph: Graph, cotangents: Mapping[int, Value]) -> None:
-    needed = set().union(*[graph.ancestors(i) for i in cotangents])
-    nodes = [graph.nodes[i] for i in sorted(needed) if graph.variable[i] and graph.nodes[i].inputs]
-    refused = [
-        (n.source or n.name, type(n.op).__name__, 0, n.op.no_derivative) for n in nodes if n.op.no_derivative
-    ]
     if refused:
-        raise UnsupportedError(refused)
+        raise UnsupportedError([refused[i] for i in sorted(refused)])
+    return {i: value for i, value in pulled.items() if on_path[i]}
+
+
+def _depends(graph: Graph, sources: Collection[int]) -> list[bool]:
+    """For each node whether it depends on one of `sources` (or is one)."""
+    found: list[bool] = []
+    for i, node in enumerate(graph.nodes):
+        found.append(i in sources or any(found[j] for j in node.inputs))
+    return found

@@ -1,0 +1,167 @@
+"""Branch and bound for the largest value of an objective: an upper bound that only falls, beside a witness."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from verifier.bounds.alpha import AlphaOptions
+from verifier.bounds.final import AscentOptions
+from verifier.branching.activation_split import HEURISTICS, ActivationBrancher
+from verifier.branching.bounded import Facts
+from verifier.branching.bounding import Bounder, BoundOptions
+from verifier.branching.input_split import InputBrancher
+from verifier.branching.root import root
+from verifier.branching.search import Search, SearchOptions
+from verifier.branching.sizes import cases, step_size, wide_step_size
+from verifier.graph import Interval
+from verifier.jacobian.objective import Objective
+from verifier.jacobian.witness import Climber
+from verifier.ops.switched import Switched
+from verifier.results import Counterexample
+from verifier.solvers.solve import LinearSearch, linear_search
+from verifier.specs.compile import Compiled
+
+ROOT_ITERATIONS = 20
+INPUTS_TRIED = 2
+FEW_INPUTS = 48
+SLICE = 0.5
+"""Seconds between two looks at the gap."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`deadline` is a time of `time.monotonic`, `gap` the ratio of bounds at which the search ends, `memory` bytes."""
+
+    deadline: float
+    gap: float = 1e-6
+    memory: int = 1 << 30
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """`upper` is proved; `domains` were bounded."""
+
+    upper: float
+    domains: int
+
+
+def maximise(objective: Objective, box: Interval, climber: Climber, limits: Limits) -> Maximum:
+    """Bound the objective's largest value on a box [1, n_in] of inputs, float64, ever better until `limits` say so.
+
+    Values that are less than what the climber has found need no better bound. Every bounded subdomain's candidates are
+    shown to the climber. On small piecewise linear networks linear programs take turns with the search: whether neurons
+    can be in the states of a part at all is a question that they answer and bounds do not.
+    """
+    run = _Run(objective, box, climber, limits)
+    while not run.done and time.monotonic() < limits.deadline:
+        run.turn()
+    return Maximum(run.upper, run.domains)
+
+
+class _Run:
+    """Search and linear programs in turns, for a target that values must reach to count."""
+
+    def __init__(self, objective: Objective, box: Interval, climber: Climber, limits: Limits) -> None:
+        self._objective, self._box, self._climber, self._limits = objective, box, climber, limits
+        self._target = _target(climber, limits)
+        compiled = _compiled(objective, box, self._target)
+        self._size = compiled.lower.shape[1] - objective.seeds[0].numel()
+        found, closed, self._first = self._searched(compiled)
+        self._search = found
+        self.upper = self._target - min(closed, 0.0) if found is None else math.inf
+        self.done = found is None
+        self._programs = None if found is None else self._linear(compiled)
+        self._leaves, self._turns = 0, 0
+
+    @property
+    def domains(self) -> int:
+        later = self._search.domains if self._search is not None else 0
+        programs = self._programs.leaves if self._programs is not None else 0
+        return self._first + later + programs + self._leaves
+
+    def turn(self) -> None:
+        """Some time for both."""
+        self._turns += 1
+        until = time.monotonic() + SLICE * 1.5**self._turns
+        if self._programs is not None:
+            self._programs.run(until)
+            self._keep(self._programs.bound, self._programs.proved)
+            if self._programs.finished and not self.done:
+                self._leaves += self._programs.leaves
+                again = _target(self._climber, self._limits)
+                self._programs = None
+                if again > self._target:  # a better witness: less to be proved
+                    self._target = again
+                    self._programs = self._linear(_compiled(self._objective, self._box, again))
+        if not self.done and self._search is not None:
+            ended = self._search.run(time.monotonic() + SLICE) is not None
+            self._keep(self._search.bound, False)
+            self.done |= ended and self._programs is None
+
+    def _keep(self, bound: float, proved: bool) -> None:
+        """What a search over the present target, or an earlier one that is less, proves."""
+        reached = self._target if proved else max(self._target, self._target - bound)
+        self.upper = min(self.upper, reached)
+        best = self._climber.best
+        self.done |= best is not None and self.upper <= best.value * (1 + 2 * self._limits.gap)
+
+    def _look(self, points: Tensor, chosen: Tensor) -> Counterexample | None:
+        """Nothing but its bounds ends a search."""
+        self._climber.values(points[:, : self._size])
+        return None
+
+    def _linear(self, compiled: Compiled) -> LinearSearch | None:
+        limits = self._limits
+        return linear_search(compiled, self._look, limits.deadline, limits.memory // 4)
+
+    def _searched(self, compiled: Compiled) -> tuple[Search | None, float, int]:
+        """The search, ready to run, or None where the first bounds settle everything; the least score that these prove
+        of what they settle, and how many subdomains they bounded."""
+        limits = self._limits
+        settings = BoundOptions(memory=limits.memory // 4, deadline=limits.deadline)
+        bounder = Bounder(compiled, limits.device, limits.dtype, settings)
+        start, closed = cases(compiled, limits.device), math.inf
+        first = len(start)
+        switched = any(isinstance(n.op, Switched) for n in bounder.graph.nodes)
+        if not switched and compiled.varying <= FEW_INPUTS:
+            options = SearchOptions(limits.deadline, batch=step_size(bounder), memory=limits.memory // 2)
+            return Search(bounder, InputBrancher(bounder), start, self._look, options), closed, first
+        iterations = ROOT_ITERATIONS
+        alpha = AlphaOptions(iterations, memory=limits.memory // 8, deadline=limits.deadline)
+        with torch.no_grad():
+            found = root(bounder, start, alpha, step_size(bounder))
+        if not len(found.start):
+            return None, found.closed, first
+        ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
+        settings = replace(settings, refine=False, inherit=True, gaps=True, ascent=ascent)
+        bounder = Bounder(found.compiled, limits.device, limits.dtype, settings, Facts(found.enclosures))
+        tried = INPUTS_TRIED if compiled.varying <= FEW_INPUTS else 0
+        brancher = ActivationBrancher(bounder, HEURISTICS["fsb"], 0, tried)
+        options = SearchOptions(
+            limits.deadline, batch=wide_step_size(bounder), memory=limits.memory // 2, closed=found.closed
+        )
+        return Search(bounder, brancher, found.start, self._look, options), closed, first
+
+
+def _target(climber: Climber, limits: Limits) -> float:
+    """A little more than the climber's best: what is less need not be bounded better."""
+    found = climber.best.value if climber.best is not None else 0.0
+    return max(found, 0.0) * (1 + limits.gap) + 1e-30
+
+
+def _compiled(objective: Objective, box: Interval, target: float) -> Compiled:
+    """The question where the value reaches `target`: a case per seed, a disjunct per value."""
+    seeds = objective.seeds.to(torch.float64).flatten(1)
+    graph = objective.margins(target)
+    count = graph.nodes[graph.outputs[0]].numel
+    ends = [torch.cat([end.expand(len(seeds), -1), seeds], 1) for end in box]
+    clauses = torch.arange(count).view(1, -1, 1).expand(len(seeds), -1, -1)
+    lower, upper = ends
+    return Compiled(graph, lower, upper, clauses.contiguous(), torch.zeros(count, dtype=torch.bool))

@@ -1,0 +1,166 @@
+"""Norms of Jacobians as graphs: from an input and a seed to values whose largest is the norm, or its square."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from verifier.graph import Builder, Graph, Value
+from verifier.ops.arithmetic import negate, scale_shift
+from verifier.ops.linear import Linear
+from verifier.ops.movement import reshape, take
+from verifier.ops.piecewise_linear import absolute
+from verifier.ops.product import square
+from verifier.ops.reduction import total
+from verifier.ops.select import concat
+from verifier.ops.switched import Switched
+from verifier.transforms.differentiate import differentiate, push_forward
+from verifier.transforms.fold import fold
+from verifier.transforms.prepare import prepare
+from verifier.transforms.switches import join_switches
+
+Norm = Literal["inf", "2", "1"]
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What is to be maximised over an input set and S seeds.
+
+    `raw` maps the network's inputs and a seed to values [K]; the largest value over the set, the seeds and k is the
+    Lipschitz constant to the power of `power`, where `exact`, and otherwise a bound of it. `seeds` is [S, *seed shape].
+    """
+
+    raw: Graph
+    seeds: Tensor
+    power: int = 1
+    exact: bool = True
+
+    @cached_property
+    def graph(self) -> Graph:
+        """`raw` as engines like it."""
+        return prepare(self.raw)
+
+    @cached_property
+    def switches(self) -> list[tuple[int, Tensor]]:
+        """Nodes of `flat` whose values decide on which piece of an operator an input is, and the knots between."""
+        found = [(n.inputs[0], n.op.knots) for n in self.flat.nodes if isinstance(n.op, Switched)]
+        return list({node: (node, knots) for node, knots in found}.values())
+
+    @cached_property
+    def flat(self) -> Graph:
+        """The same with one input vector, the network's inputs and then the seed, as searches have it."""
+        builder = Builder()
+        sizes = [self.graph.nodes[i].numel for i in self.graph.inputs]
+        x = builder.input("x", (sum(sizes),))
+        feed, start = {}, 0
+        for position, size in zip(self.graph.inputs, sizes, strict=True):
+            part = take(builder, x, lambda t, a=start, n=size: t[a : a + n])
+            feed[position] = reshape(builder, part, self.graph.nodes[position].shape)
+            start += size
+        return builder.graph(*builder.include(self.graph, feed))
+
+    def margins(self, target: float) -> Graph:
+        """`flat` with target - value, [K], in place of the values."""
+        flat = self.flat
+        builder = Builder()
+        source = flat.inputs[0]
+        x = builder.input("x", flat.nodes[source].shape)
+        (values,) = builder.include(flat, {source: x})
+        return fold(builder.graph(scale_shift(builder, values, scale=-1.0, shift=target)))
+
+
+def objective(graph: Graph, norm: Norm, rows: Tensor) -> Objective:
+    """The norm of the Jacobian of rows @ f, for the first output of `graph`, flattened, and `rows` [R, n_out], induced
+    by the vectors' `norm` on both sides.
+
+    "inf": the largest sum of absolute values of a row. "1": of a column; for R = 1 that is the largest absolute value.
+    "2": for R = 1 the gradient's length, squared; for more rows the sum of squares of all entries (Frobenius), which is
+    at least as large. Several inputs of the network count as one vector. Raises UnsupportedError that names all
+    operators without a derivative.
+    """
+    rows = rows.to(graph.dtype)
+    shape = graph.nodes[graph.outputs[0]].shape
+    if norm == "1" and len(rows) > 1:
+        return _columns(graph, rows)
+    if norm == "2" and len(rows) > 1:
+        return _frobenius(graph, rows)
+    pulled = join_switches(differentiate(graph))
+    builder, gradient = _gradient(pulled)
+    if norm == "inf":
+        value = total(builder, absolute(builder, gradient), [0], keep=True)
+    elif norm == "2":
+        value = total(builder, square(builder, gradient), [0], keep=True)
+    else:
+        value = concat(builder, [gradient, negate(builder, gradient)], 0)
+    seeds = rows.view(-1, *shape)
+    return Objective(fold(builder.graph(value)), seeds, 2 if norm == "2" else 1)
+
+
+def gradients(graph: Graph, rows: Tensor) -> Objective:
+    """Not a norm but the gradients themselves: values [n_in], for each of the `rows` [R, n_out] as a seed."""
+    builder, gradient = _gradient(join_switches(differentiate(graph)))
+    shape = graph.nodes[graph.outputs[0]].shape
+    return Objective(fold(builder.graph(gradient)), rows.to(graph.dtype).view(-1, *shape), 1, False)
+
+
+def _gradient(pulled: Graph) -> tuple[Builder, Value]:
+    """A builder that holds the vector-Jacobian product, and all its outputs as one vector."""
+    builder = Builder()
+    feed = {i: builder.input(pulled.nodes[i].name, pulled.nodes[i].shape) for i in pulled.inputs}
+    parts = [reshape(builder, v, (-1,)) for v in builder.include(pulled, feed)]
+    gradient = concat(builder, parts, 0)
+    if builder.is_variable(gradient):
+        return builder, gradient
+    source = reshape(builder, feed[pulled.inputs[0]], (-1,))  # engines take variables only
+    zero = scale_shift(builder, take(builder, source, lambda t: t[:1]), scale=0.0)
+    return builder, scale_shift(builder, zero, shift=builder.tensor(gradient))
+
+
+def _columns(graph: Graph, rows: Tensor) -> Objective:
+    """Sums over the rows, for the unit vectors of the input as seeds."""
+    pushed = join_switches(push_forward(graph))
+    builder = Builder()
+    half = len(pushed.inputs) // 2
+    shapes = [pushed.nodes[i].shape for i in pushed.inputs]
+    feed = {
+        i: builder.input(pushed.nodes[i].name, s)
+        for i, s in zip(pushed.inputs[:half], shapes[:half], strict=True)
+    }
+    sizes = [math.prod(s) for s in shapes[half:]]
+    seed = builder.input("seed", (sum(sizes),))
+    start = 0
+    for i, shape, size in zip(pushed.inputs[half:], shapes[half:], sizes, strict=True):
+        part = take(builder, seed, lambda t, a=start, n=size: t[a : a + n])
+        feed[i] = reshape(builder, part, shape)
+        start += size
+    (column,) = builder.include(pushed, feed)
+    column = reshape(builder, column, (-1,))
+    chosen = _combined(builder, column, rows)
+    value = total(builder, absolute(builder, chosen), [0], keep=True)
+    return Objective(fold(builder.graph(value)), torch.eye(sum(sizes), dtype=graph.dtype))
+
+
+def _frobenius(graph: Graph, rows: Tensor) -> Objective:
+    """The backward pass written out for every row; the seed counts for nothing."""
+    builder = Builder()
+    pulled = join_switches(differentiate(graph))
+    feed = {i: builder.input(pulled.nodes[i].name, pulled.nodes[i].shape) for i in pulled.inputs[:-1]}
+    seed = scale_shift(builder, builder.input("seed", (1,)), scale=0.0)
+    squares = [seed]
+    for row in rows:
+        held = builder.constant(row.view(pulled.nodes[pulled.inputs[-1]].shape))
+        for part in builder.include(pulled, {**feed, pulled.inputs[-1]: held}):
+            flat = reshape(builder, part, (-1,))
+            squares.append(total(builder, square(builder, flat), [0], keep=True))
+    value = total(builder, concat(builder, squares, 0), [0], keep=True)
+    return Objective(fold(builder.graph(value)), torch.ones(1, 1, dtype=graph.dtype), 2, exact=False)
+
+
+def _combined(builder: Builder, x: Value, rows: Tensor) -> Value:
+    eye = len(rows) == rows.shape[1] and torch.equal(rows, torch.eye(len(rows), dtype=rows.dtype))
+    return x if eye else builder.add(Linear(rows, None), x)
