@@ -12,7 +12,7 @@ from torch.nn import functional
 from verifier.attack.descent import DescentOptions
 from verifier.bounds.compute import compute_bounds
 from verifier.sets import Box
-from verifier.training import CCIBP, CROWNIBP, IBP, MTLIBP, SABR, ExpIBP, Linf, Loss, trace
+from verifier.training import CCIBP, CROWNIBP, IBP, MTLIBP, SABR, Adversarial, ExpIBP, Linf, Loss, trace
 from verifier.training.losses import fused_entropy, small_boxes, worst_entropy
 from verifier.training.task import Task
 
@@ -29,6 +29,7 @@ LOSSES = [
     MTLIBP(near=UNIT, alpha=0.3),
     CCIBP(near=UNIT, alpha=0.3, reach=1.5),
     ExpIBP(near=UNIT, alpha=0.3),
+    Adversarial(near=UNIT),
 ]
 
 
@@ -200,6 +201,7 @@ def test_limits_of_the_losses(modules, batches) -> None:
         between = replace(kind(), alpha=0.4)(net, x, y, 0.1)
         assert found[-1] < between < ibp
     assert torch.allclose(torch.stack(found), found[0])
+    assert torch.equal(found[0], Adversarial()(net, x, y, 0.1))
     assert functional.cross_entropy(module(x), y) < found[0]
 
 

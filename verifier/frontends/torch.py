@@ -13,6 +13,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -287,6 +288,11 @@ def _name(node: fx.Node) -> str:
     return f"{path}.{node.name}" if path else node.name
 
 
+@cache
+def _signature(converter: Converter) -> inspect.Signature:
+    return inspect.signature(converter)
+
+
 def _is_user(spec: Any) -> bool:
     return spec.kind is InputKind.USER_INPUT
 
@@ -381,7 +387,7 @@ class _Conversion:
             raise Unsupported("the operator is not known")
         args, kwargs = self._wrap(args, node.name), self._wrap(kwargs, node.name)
         try:
-            inspect.signature(converter).bind(self.builder, *args, **kwargs)
+            _signature(converter).bind(self.builder, *args, **kwargs)
         except TypeError as error:
             raise Unsupported(f"its arguments are not treated: {error}") from None
         result = converter(self.builder.at(_name(node)), *args, **kwargs)

@@ -1,14 +1,16 @@
 """Certified training: bounds people can train with (docs/training.md)."""
 
-from verifier.training.losses import CCIBP, CROWNIBP, IBP, MTLIBP, SABR, ExpIBP, Loss
+from verifier.training.losses import CCIBP, CROWNIBP, IBP, MTLIBP, SABR, Adversarial, ExpIBP, Loss
 from verifier.training.neighbourhood import Linf, Neighbourhood
 from verifier.training.network import Network, trace
 from verifier.training.schedules import Ramp, SmoothRamp
 from verifier.training.taps import STAPS, TAPS
+from verifier.training.task import Task
 from verifier.training.tightness import Tightness, propagation_tightness
 from verifier.training.warmup import WarmUp, initialise, l1
 
 __all__ = [
+    "Adversarial",
     "CCIBP",
     "CROWNIBP",
     "ExpIBP",
@@ -23,6 +25,7 @@ __all__ = [
     "STAPS",
     "SmoothRamp",
     "TAPS",
+    "Task",
     "Tightness",
     "WarmUp",
     "initialise",

@@ -173,6 +173,16 @@ class Expressive(Loss):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adversarial(Expressive):
+    """Adversarial training (Madry et al. 2018, arXiv 1706.06083), for comparison: the others with `alpha` 0."""
+
+    alpha: float = 0.0
+
+    def robust(self, task: Task) -> Tensor:
+        return entropy(task, self.adversarial(task))
+
+
+@dataclass(frozen=True, kw_only=True)
 class MTLIBP(Expressive):
     """(1 - alpha) L_adv + alpha L_IBP (De Palma et al. 2024, arXiv 2305.13991, section 4.2): `alpha` 0.02 for MNIST at
     0.1, 0.5 at 0.3; for CIFAR-10 0.004 to 0.01 at 2/255 with `reach` 2.1, 0.5 to 0.6 at 8/255."""
