@@ -4,9 +4,9 @@
 
 MLPs of ReLU layers (3x20, 3x64, 5x128) and a CNN of four layers are trained on scikit-learn's digits (seeded, pixels in
 [0, 1]). For boxes of three radii around held-out digits: the product of the layers' norms (which holds everywhere),
-bounds in the manner of RecurJac (Zhang et al. 2019: CROWN for neurons, entries of the Jacobian backwards, where a neuron
-is undecided and the sign of what comes from behind is open, its interval), CROWN and optimised bounds of the norm, S
-seconds of branch and bound, and the norm of a gradient in the box. Medians over the images; seconds in brackets.
+bounds in the manner of RecurJac (Zhang et al. 2019: CROWN for neurons, entries of the Jacobian backwards; where a
+neuron is undecided and the sign of what comes from behind is open, its interval), CROWN and optimised bounds of the
+norm, S seconds of branch and bound, and the norm of a gradient in the box. Medians over images; seconds in brackets.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from verifier.api import trace as trace
     from verifier.api import verify as verify
     from verifier.certification import certify as certify
+    from verifier.derivatives import lipschitz as lipschitz
+    from verifier.derivatives import monotonicity as monotonicity
     from verifier.errors import ModelError as ModelError
     from verifier.errors import OptionsError as OptionsError
     from verifier.errors import UnsupportedError as UnsupportedError
@@ -39,6 +41,8 @@ _HOME = {
     "inspect": "verifier.api",
     "trace": "verifier.api",
     "certify": "verifier.certification",
+    "lipschitz": "verifier.derivatives",
+    "monotonicity": "verifier.derivatives",
     "Property": "verifier.specs.property",
     "robust": "verifier.specs.property",
     "X": "verifier.specs.property",

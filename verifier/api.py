@@ -132,7 +132,7 @@ def compute_bounds(
     The result has `.lower`, `.upper` and `["node name"]`, each [B, *shape]. Raises VerifierError for bad input.
     """
     network = load_network(model)
-    sets = _sets_of(inputs, network.graph)
+    sets = sets_of(inputs, network.graph)
     centers = [s.box().center.to(network.graph.dtype) for s in sets]
     graph = prepare(network.graph, centers, nodes)
     dtype = sets[0].box().lower.dtype
@@ -157,7 +157,7 @@ def inspect(model: Model, spec: str | Path | None = None) -> Inspection:
     graph = write_out(network.graph)
     unstable: dict[int, int] = {}
     if spec is not None:
-        unstable = _unstable(graph, _sets_of(spec, graph)[:1])
+        unstable = _unstable(graph, sets_of(spec, graph)[:1])
     rows = [
         NodeRow(node.name, type(node.op).__name__, node.shape, unstable.get(i), node.source)
         for i, node in enumerate(graph.nodes)
@@ -230,7 +230,8 @@ def trace(module: torch.nn.Module, example: Any) -> TorchModel:
     return trace_module(module, example)
 
 
-def _sets_of(inputs: InputSet | Sequence[InputSet] | str | Path, graph: Graph) -> list[InputSet]:
+def sets_of(inputs: InputSet | Sequence[InputSet] | str | Path, graph: Graph) -> list[InputSet]:
+    """One input set per graph input, of its shape, from what a caller may give."""
     shapes = [graph.nodes[i].shape for i in graph.inputs]
     if isinstance(inputs, str | Path):
         problem = normalise(load_query(inputs))

@@ -83,9 +83,8 @@ def check_enumerated(seed: int, widths: tuple[int, ...], norm: Norm, rows: Tenso
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("seed", range(2))
-def test_equal_to_the_enumerated_constant(seed: int, norm: Norm) -> None:
-    check_enumerated(seed, (4, 3), norm, torch.eye(1, dtype=torch.float64), 30.0)
+def test_equal_to_the_enumerated_constant(norm: Norm) -> None:
+    check_enumerated(1, (3, 3), norm, torch.eye(1, dtype=torch.float64), 30.0)
 
 
 @pytest.mark.full

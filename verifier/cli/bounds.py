@@ -34,7 +34,7 @@ def command(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all bounds to this .npz.")] = None,
 ) -> None:
     """Bound the outputs and named nodes of MODEL over a set of inputs."""
-    inputs = _inputs(spec, center, eps, norm)
+    inputs = input_set(spec, center, eps, norm)
     nodes = tuple(node or ())
 
     from verifier import api
@@ -53,7 +53,8 @@ def command(
         _write(out, arrays)
 
 
-def _inputs(spec: Path | None, center: Path | None, eps: float | None, norm: str) -> InputSet | Path:
+def input_set(spec: Path | None, center: Path | None, eps: float | None, norm: str) -> InputSet | Path:
+    """The set that the flags of a command name: a query's, or a ball around a point."""
     if spec is not None and center is None and eps is None:
         return spec
     if spec is None and center is not None and eps is not None:
@@ -62,21 +63,12 @@ def _inputs(spec: Path | None, center: Path | None, eps: float | None, norm: str
 
 
 def _set_around(file: Path, eps: float, norm: str) -> InputSet:
-    import numpy as np
     import torch
 
+    from verifier.cli.dataset import read_array
     from verifier.sets import Ball, Box
 
-    try:
-        loaded = np.load(file)
-    except (OSError, ValueError) as error:
-        raise VerifierError(
-            f"{file} cannot be read as .npy or .npz ({error}). Write it with numpy.save."
-        ) from error
-    if isinstance(loaded, np.lib.npyio.NpzFile):
-        if len(loaded.files) != 1:
-            raise VerifierError(f"{file} has the arrays {', '.join(loaded.files)}. Give a file with one.")
-        loaded = loaded[loaded.files[0]]
+    loaded = read_array(file)
     x = torch.as_tensor(loaded).unsqueeze(0)
     if not x.dtype.is_floating_point:
         raise VerifierError(f"{file} holds {loaded.dtype}, and a point of an input set needs floats.")

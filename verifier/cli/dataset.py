@@ -151,3 +151,22 @@ def _sample(file: Path, scale: float | None) -> NDArray:
         raise VerifierError(f"{file} cannot be read as an image ({error}).") from error
     channels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
     return channels.astype(np.float32) / np.float32(255 if scale is None else scale)
+
+
+def read_array(file: Path, name: str = "") -> np.ndarray:
+    """The one array of an .npy or .npz file; of several the one called `name`. Raises VerifierError."""
+    import numpy as np
+
+    try:
+        loaded = np.load(file)
+    except (OSError, ValueError) as error:
+        raise VerifierError(
+            f"{file} cannot be read as .npy or .npz ({error}). Write it with numpy.save."
+        ) from error
+    if isinstance(loaded, np.lib.npyio.NpzFile):
+        if name in loaded.files:
+            return loaded[name]
+        if len(loaded.files) != 1:
+            raise VerifierError(f"{file} has the arrays {', '.join(loaded.files)}. Give a file with one.")
+        return loaded[loaded.files[0]]
+    return loaded

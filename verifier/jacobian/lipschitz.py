@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +16,8 @@ from torch import Tensor
 from verifier.bounds.alpha import AlphaOptions
 from verifier.bounds.compute import compute_bounds
 from verifier.bounds.interval import interval_bounds
-from verifier.bounds.precision import full_precision
 from verifier.graph import Elementwise, Graph, Interval
+from verifier.graph.precision import full_precision
 from verifier.jacobian.everywhere import everywhere
 from verifier.jacobian.maximise import Limits, maximise
 from verifier.jacobian.objective import Norm, Objective, gradients, objective
@@ -144,9 +145,10 @@ def lipschitz(
     began = time.monotonic()
     with full_precision():
         if sets is not None:
-            reason = _jumping(graph, sets)
-            if reason:
-                return Lipschitz(math.inf, 0.0, norm, None, (), time.monotonic() - began, reason=reason)
+            jumps = jumping(graph, sets)
+            if bool(jumps.open.any()):
+                seconds = time.monotonic() - began
+                return Lipschitz(math.inf, 0.0, norm, None, (), seconds, reason=jumps.reason)
         question = objective(graph, norm, rows)
         if sets is None:
             return _global(graph, question, norm, rows, effort, began, report)
@@ -231,14 +233,10 @@ class _Local:
         values = root_values(self._question, self._sets, method, self._effort)
         value = raised(float(values.max()), self._question.power)
         if self._norm == "2" and len(self._rows) > 1:
-            value = min(value, self._spectral(method))
+            value = min(
+                value, _by_entries(gradients(self._graph, self._rows), self._sets, method, self._effort)
+            )
         return value
-
-    def _spectral(self, method: Method) -> float:
-        """Of several outputs: the spectral norms of the middle of all entries' intervals and of their radii."""
-        asked = gradients(self._graph, self._rows)
-        entries = root_intervals(asked, self._sets, method, self._effort)
-        return spectral(entries)
 
     def _search(self, box: Interval) -> float:
         limits = Limits(
@@ -263,7 +261,9 @@ def root_intervals(question: Objective, sets: Sequence[InputSet], method: Method
         seed = seeds[rows]
         many = [s.index(torch.zeros(len(seed), dtype=torch.int64, device=effort.device)) for s in boxes]
         parts.append(
-            compute_bounds(graph, [*many, Box(seed, seed)], _BOUNDS[method], (), _alpha(effort)).outputs[0]
+            compute_bounds(
+                graph, [*many, Box(seed, seed)], BOUNDS[method], (), alpha_options(effort)
+            ).outputs[0]
         )
     found = Interval.cat([p.map(lambda t: t.flatten(1).double()) for p in parts])
     return found.map(Tensor.detach).sanitise()
@@ -274,14 +274,14 @@ def root_values(question: Objective, sets: Sequence[InputSet], method: Method, e
     return root_intervals(question, sets, method, effort).upper
 
 
-_BOUNDS: dict[Method, BoundMethod] = {
+BOUNDS: dict[Method, BoundMethod] = {
     Method.INTERVAL: "interval",
     Method.CROWN: "crown",
     Method.OPTIMISED: "alpha-crown",
 }
 
 
-def _alpha(effort: Effort) -> AlphaOptions:
+def alpha_options(effort: Effort) -> AlphaOptions:
     return AlphaOptions(memory=effort.memory // 4)
 
 
@@ -304,39 +304,66 @@ def _global(
         start = time.monotonic()
         asked = Objective(free, question.seeds, question.power, question.exact)
         values = root_values(asked, [Box(r.lower, r.upper) for r in ranges], method, effort)
-        bounds.append(Upper(method, raised(float(values.max()), question.power), time.monotonic() - start))
+        value = raised(float(values.max()), question.power)
+        if not question.exact:
+            entries = gradients(graph, rows)
+            part, reach = everywhere(entries.raw)
+            sets = [Box(r.lower, r.upper) for r in reach]
+            value = min(value, _by_entries(Objective(part, entries.seeds), sets, method, effort))
+        bounds.append(Upper(method, value, time.monotonic() - start))
         if report is not None:
             report(bounds[-1])
     upper = min([b.value for b in bounds], default=math.inf)
-    reason = (
-        ""
-        if math.isfinite(upper)
-        else "The derivative of an operator has no bound over all inputs; give a set."
-    )
+    reason = ""
+    if not math.isfinite(upper):
+        reason = "The derivative of an operator has no bound over all inputs; give a set."
     seconds = time.monotonic() - began
     return Lipschitz(
         upper, 0.0, norm, None, tuple(bounds), seconds, 0, question.exact, reason, scope="global"
     )
 
 
-def _jumping(graph: Graph, sets: Sequence[InputSet]) -> str:
-    """Why a function may jump in the set; empty where it does not."""
+def _by_entries(entries: Objective, sets: Sequence[InputSet], method: Method, effort: Effort) -> float:
+    """Of several outputs: a bound of the 2-norm from intervals of all entries."""
+    return spectral(root_intervals(entries, sets, method, effort))
+
+
+class Jumps(NamedTuple):
+    """For which instances a function may jump in its set, bool [B], and why."""
+
+    open: Tensor
+    reason: str
+
+
+def jumping(graph: Graph, sets: Sequence[InputSet]) -> Jumps:
+    """Where what decides between pieces that need not meet is open."""
     graph = write_out(graph)
     boxes = [s.box().to(torch.float64) for s in sets]
-    bounds = interval_bounds(graph.to(torch.float64), boxes)
+    batch = max(len(b.lower) for b in boxes)
+    open_ = torch.zeros(batch, dtype=torch.bool, device=boxes[0].lower.device)
+    reason = ""
+    if not any(_may_jump(graph, i) for i in graph.ancestors(graph.outputs[0])):
+        return Jumps(open_, reason)
+    bounds = interval_bounds(graph.to(torch.float64, boxes[0].lower.device), boxes)
     for i in sorted(graph.ancestors(graph.outputs[0])):
-        node = graph.nodes[i]
-        if not isinstance(node.op, Elementwise) or not (node.op.jumps or isinstance(node.op, Choice)):
+        if not _may_jump(graph, i):
             continue
-        arguments = [bounds[j] for j in node.inputs]
-        open_ = node.op.refinable(0, *arguments)
-        if bool(open_.any()):
-            kind = type(node.op).__name__
-            return (
-                f"{node.source or node.name} ({kind}) may jump in this set, and a function that jumps has no Lipschitz "
-                "constant; take a set on which it is decided."
+        node = graph.nodes[i]
+        arguments = [bounds[j].expand(batch) for j in node.inputs]
+        op = node.op
+        here = op.refinable(0, *arguments).flatten(1).any(1) if isinstance(op, Elementwise) else open_
+        if bool(here.any()) and not reason:
+            reason = (
+                f"{node.source or node.name} ({type(op).__name__}) may jump in this set, and a function that jumps "
+                "has no Lipschitz constant; take a set on which it is decided."
             )
-    return ""
+        open_ = open_ | here
+    return Jumps(open_, reason)
+
+
+def _may_jump(graph: Graph, position: int) -> bool:
+    op = graph.nodes[position].op
+    return isinstance(op, Elementwise) and (op.jumps or isinstance(op, Choice))
 
 
 def spectral(entries: Interval) -> float:

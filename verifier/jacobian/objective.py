@@ -18,7 +18,6 @@ from verifier.ops.piecewise_linear import absolute
 from verifier.ops.product import square
 from verifier.ops.reduction import total
 from verifier.ops.select import concat
-from verifier.ops.switched import Switched
 from verifier.transforms.differentiate import differentiate, push_forward
 from verifier.transforms.fold import fold
 from verifier.transforms.prepare import prepare
@@ -44,12 +43,6 @@ class Objective:
     def graph(self) -> Graph:
         """`raw` as engines like it."""
         return prepare(self.raw)
-
-    @cached_property
-    def switches(self) -> list[tuple[int, Tensor]]:
-        """Nodes of `flat` whose values decide on which piece of an operator an input is, and the knots between."""
-        found = [(n.inputs[0], n.op.knots) for n in self.flat.nodes if isinstance(n.op, Switched)]
-        return list({node: (node, knots) for node, knots in found}.values())
 
     @cached_property
     def flat(self) -> Graph:

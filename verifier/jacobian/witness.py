@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verifier.bounds.interval import interval_bounds
 from verifier.graph import Interval
 from verifier.jacobian.objective import Objective
 
@@ -16,8 +17,6 @@ CHUNK = 1 << 22
 """Numbers of one batch of points, about."""
 KEPT = 32
 """Points that are climbed from."""
-NEAR = 1e-9
-"""So near to a knot, in units of the largest value beside it, a point has no gradient of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,18 +29,20 @@ class Witness:
 
 
 class Climber:
-    """Evaluates an objective in float64 and remembers the best point that has a gradient of its own."""
+    """Evaluates an objective in float64 and remembers the best point.
+
+    Values are lower ends of intervals, rounding included: at a kink those of all gradients beside it count.
+    """
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
         self._graph = objective.flat.to(torch.float64, device)
         self._seeds = objective.seeds.to(torch.float64).to(device).flatten(1)
-        self._switches = objective.switches
         self._size = sum(n.numel for n in self._graph.nodes)
         self.best: Witness | None = None
 
     @torch.no_grad()
     def values(self, points: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The objective at `points` [M, n_in], -inf where it has no gradient, and the seed that gives it, each [M]; of
+        """The objective at `points` [M, n_in], -inf where it is not finite, and the seed that gives it, each [M]; of
         the seeds [M] where these are given."""
         found, which = [], []
         every = len(self._seeds) if seeds is None else 1
@@ -54,15 +55,12 @@ class Climber:
                 seed = self._seeds.repeat(len(part), 1)
             else:
                 x, seed = part, self._seeds[seeds[rows]]
-            kept = [self._graph.outputs[0], *[node for node, _ in self._switches]]
-            value, *at = self._graph.evaluate([torch.cat([x, seed], 1)], kept)
-            best = value.flatten(1).amax(1)
-            for (_, knots), z in zip(self._switches, at, strict=True):
-                z = z.expand(len(best), *z.shape[1:]).flatten(1)
-                near = NEAR * z.abs().amax(1, keepdim=True).clamp(min=1e-30)
-                on = ((z.unsqueeze(2) - knots.to(z)).abs() <= near.unsqueeze(2)).flatten(1).any(1)
-                best = best.masked_fill(on, -torch.inf)
-            best = torch.nan_to_num(best, nan=-torch.inf, posinf=-torch.inf).view(len(part), every)
+            at = torch.cat([x, seed], 1)
+            value = interval_bounds(self._graph, [Interval(at, at)])[self._graph.outputs[0]].lower
+            best = torch.nan_to_num(
+                value.flatten(1).amax(1), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf
+            )
+            best = best.expand(len(at)).reshape(len(part), every)
             top = best.max(1)
             found.append(top.values)
             which.append(top.indices if seeds is None else seeds[rows])

@@ -1,0 +1,74 @@
+"""Signs of derivatives over boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from verifier.bounds.compute import compute_bounds
+from verifier.graph import Graph
+from verifier.graph.precision import full_precision
+from verifier.jacobian.lipschitz import BOUNDS, Effort, Method, alpha_options, jumping
+from verifier.jacobian.objective import gradients
+from verifier.sets import Box
+
+BATCH = 512
+NOTHING = 1e-30
+"""Derivatives of no more than this, which rounding makes of none, count as none."""
+
+
+@dataclass(frozen=True)
+class Signs:
+    """How to bound derivatives."""
+
+    method: Method = Method.OPTIMISED
+    effort: Effort = Effort()
+
+
+def signs(
+    graph: Graph,
+    data: Tensor,
+    ends: tuple[Tensor, Tensor],
+    features: Sequence[int],
+    radius: float,
+    row: Tensor,
+    how: Signs = Signs(),
+) -> Tensor:
+    """int8 [N, F]: 1 where row @ f is proved not to decrease along the feature, -1 not to increase, 2 both (but for
+    NOTHING), 0 open.
+
+    `data` [N, n] are samples, `ends` [n] the range of a feature that runs; the others stay within `radius`. Derivatives
+    count almost everywhere, which settles the sign of differences of a continuous function; where it may jump, nothing
+    is proved. Raises UnsupportedError for operators without a derivative.
+    """
+    effort = how.effort
+    asked = gradients(graph, row)
+    prepared = asked.graph.to(effort.dtype, effort.device)
+    shape = graph.nodes[graph.inputs[0]].shape
+    index = torch.tensor(list(features))
+    base = data.double().unsqueeze(1).expand(-1, len(index), -1)  # [N, F, n]
+    runs = torch.zeros(len(index), data.shape[1], dtype=torch.bool)
+    runs[torch.arange(len(index)), index] = True
+    lower = torch.where(runs, ends[0].double(), base - radius).flatten(0, 1)
+    upper = torch.where(runs, ends[1].double(), base + radius).flatten(0, 1)
+    place = index.repeat(len(data))
+    seeds = asked.seeds.to(effort.dtype).to(effort.device)
+    found = []
+    with full_precision():
+        for rows in torch.arange(len(lower)).split(BATCH):
+            box = Box(lower[rows].view(-1, *shape), upper[rows].view(-1, *shape))
+            box = box.to(effort.dtype, effort.device)
+            seed = seeds.expand(len(rows), *seeds.shape[1:])
+            sets = [box, Box(seed, seed)]
+            bounds = compute_bounds(prepared, sets, BOUNDS[how.method], (), alpha_options(effort)).outputs[0]
+            bounds = bounds.intersect(compute_bounds(prepared, sets, "interval").outputs[0])
+            low, high = (
+                t.detach().flatten(1).cpu().gather(1, place[rows].unsqueeze(1)).squeeze(1) for t in bounds
+            )
+            sign = (low >= 0).to(torch.int8) - (high <= 0).to(torch.int8)
+            sign[(low >= -NOTHING) & (high <= NOTHING)] = 2
+            found.append(sign.masked_fill(jumping(graph, [box]).open.cpu(), 0))
+    return torch.cat(found).view(len(data), len(index))
