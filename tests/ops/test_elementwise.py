@@ -27,6 +27,7 @@ from verifier.ops.lookup import Lookup
 from verifier.ops.matmul import matmul
 from verifier.ops.maximum import Maximum
 from verifier.ops.movement import permute, reshape
+from verifier.ops.near import Near
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear, prelu
 from verifier.ops.product import Product, Square, multiply
 from verifier.ops.reciprocal import Reciprocal
@@ -66,6 +67,11 @@ def _off(*knots: float) -> Callable:
 
 def _switched(knots: list[float], levels: list[float]) -> Switched:
     return Switched(torch.tensor(knots, dtype=torch.float64), torch.tensor(levels, dtype=torch.float64))
+
+
+def _around(center: float) -> Callable:
+    """Only points count whose first argument is at most the second one from the center."""
+    return lambda xs, at: (xs, [torch.where((at[0] - center).abs() <= at[1], p, torch.nan) for p in at])
 
 
 def _truths(xs: list[Interval], at: list[Tensor]) -> tuple[list[Interval], list[Tensor]]:
@@ -115,6 +121,9 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
     Within: [
         ("both", lambda n: Within(-1.5, 2.0), {"kinks": (-1.5, 0.0, 2.0), "adapt": _inside(-1.5, 2.0)}),
         ("below", lambda n: Within(0.0, math.inf), {"adapt": _inside(0.0, math.inf)}),
+    ],
+    Near: [
+        ("near", lambda n: Near(torch.full((n,), 0.3)), {"arguments": 2, "adapt": _around(0.3)}),
     ],
     Choice: [("choice", lambda n: Choice(), {"arguments": 3, "adapt": _truths})],
     Equals: [("equal", lambda n: Equals(), {"arguments": 2, "flat": ("lower",)})],

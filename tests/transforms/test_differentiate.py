@@ -31,6 +31,7 @@ from verifier.ops.linear import ConstantMatMul, Linear
 from verifier.ops.matmul import matmul
 from verifier.ops.maximum import Maximum
 from verifier.ops.movement import Concat, Pad, Permute, Reshape, Take
+from verifier.ops.near import Near
 from verifier.ops.piecewise_linear import PiecewiseLinear, PRelu, Relu, absolute, piecewise_linear
 from verifier.ops.product import Product, Square
 from verifier.ops.reciprocal import Reciprocal
@@ -92,6 +93,7 @@ CASES: list[tuple[Op, list[tuple[int, ...]]]] = [
     (Gated(Exp()), [(2, 3), (2, 3)]),
     (Gated(Relu(), Square()), [(2, 3), (2, 3)]),
     (Within(-9.0, 9.0), [(2, 3)]),
+    (Near(randn(2, 3)), [(2, 3), (2, 3)]),
     (Choice(), [(2, 3), (2, 3), (2, 3)]),
 ]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from verifier.bounds.lines import keeps_factors, sane, through, through_error
 from verifier.graph import Affine, Elementwise, Graph, Interval, Relaxation
 from verifier.graph.coefficients import Coefficients, Dense, Factored, Rows, Several, contract
-from verifier.graph.op import Constant, Input, Shape, negligible
+from verifier.graph.op import Constant, Input, Op, Shape, negligible
 from verifier.graph.patches import Patches, image_of, single
 from verifier.sets import InputSet
 
@@ -165,6 +165,8 @@ def backward(
             if rounding:
                 error = error + _affine_error(graph, position, coefficients, offset, sizes)
             parts = [_pulled(node.op, coefficients, k, shapes) for k in range(len(node.inputs))]
+        elif _is_copy(node.op, relaxations.get(position)):
+            parts = [coefficients]
         elif isinstance(node.op, Elementwise):
             if isinstance(coefficients, Several) and (image := image_of(node.shape)) is not None:
                 coefficients = _total([single(part, image) for part in coefficients.parts])
@@ -182,9 +184,10 @@ def backward(
                 size = through_error(coefficients, relaxation, reach, node.shape, units)
                 size = size + units * sizes.flushed(node.inputs)
                 error = error + torch.finfo(size.dtype).eps * size
+            parts = parts[: len(parts) - node.op.silent]
         else:
             raise TypeError(f"{type(node.op).__name__} is neither affine nor elementwise; rewrite it first.")
-        for j, part in zip(node.inputs, parts, strict=True):
+        for j, part in zip(node.inputs, parts, strict=False):
             if j in pending:
                 pending[j] = pending[j].add(part)
                 if rounding:  # what comes next may cancel this sum
@@ -200,6 +203,17 @@ def backward(
     if isinstance(error, Tensor) and isinstance(spread, Tensor):
         error = error + steps * torch.finfo(spread.dtype).eps * spread
     return LinearBound(inputs, constant, error if isinstance(error, Tensor) else None, patches, widest)
+
+
+def _is_copy(op: Op, relaxation: Relaxation | None) -> bool:
+    """Whether a node's lines are its first argument."""
+    return (
+        isinstance(op, Elementwise)
+        and op.copies
+        and relaxation is not None
+        and relaxation.lower_intercept is None
+        and relaxation.upper_intercept is None
+    )
 
 
 def _least(coefficients: Rows | Dense, x: Interval) -> Tensor:

@@ -103,7 +103,7 @@ def inner_bounds(
             bounds[i] = fresh.intersect(bounds[i]) if i in bounds else fresh
         if known is not None and i in known:
             bounds[i] = bounds[i].intersect(known[i])
-        if not effort.refine or not graph.variable[i]:
+        if not effort.refine or not graph.variable[i] or i in graph.aside:
             continue
         ask = wanted(graph, i, bounds, relevant)
         if ask is None or interval_is_exact(graph, ask[0], all_boxes):

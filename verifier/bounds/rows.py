@@ -46,7 +46,7 @@ def refinable(graph: Graph, position: int, bounds: dict[int, Interval]) -> Tenso
     mask: Tensor | None = None
     for user in graph.users[position]:
         op = graph.nodes[user].op
-        if not isinstance(op, Elementwise):
+        if not isinstance(op, Elementwise) or user in graph.aside:
             continue
         arguments = graph.nodes[user].inputs
         boxes = [bounds.get(j) for j in arguments]

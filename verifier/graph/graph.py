@@ -107,16 +107,33 @@ class Graph:
 
     @cached_property
     def relaxed(self) -> tuple[bool, ...]:
-        """Which nodes some elementwise node reads."""
-        curved = [isinstance(node.op, Elementwise) for node in self.nodes]
+        """Which nodes some elementwise node reads that is not a copy, or aside."""
+        curved = [
+            isinstance(node.op, Elementwise) and not node.op.copies and i not in self.aside
+            for i, node in enumerate(self.nodes)
+        ]
         return tuple(any(curved[k] for k in users) for users in self.users)
+
+    def heard(self, position: int) -> tuple[int, ...]:
+        """A node's arguments without the silent ones."""
+        op, inputs = self.nodes[position].op, self.nodes[position].inputs
+        return inputs[: len(inputs) - op.silent] if isinstance(op, Elementwise) else inputs
+
+    @cached_property
+    def aside(self) -> frozenset[int]:
+        """Nodes of which only intervals count: what is read as a silent argument, and what only such nodes read."""
+        found = {i for i, users in enumerate(self.users) if users and i not in self.outputs}
+        for i in range(len(self.nodes) - 1, -1, -1):
+            if i not in found:
+                found.difference_update(self.heard(i))
+        return frozenset(found)
 
     @cached_property
     def stages(self) -> tuple[int, ...]:
         """Per node, the most nodes on a way up to it that elementwise nodes read, itself included."""
         found: list[int] = []
-        for node, own in zip(self.nodes, self.relaxed, strict=True):
-            found.append(max((found[j] for j in node.inputs), default=0) + own)
+        for i, own in enumerate(self.relaxed):
+            found.append(max((found[j] for j in self.heard(i)), default=0) + own)
         return tuple(found)
 
     @cached_property
@@ -240,7 +257,7 @@ class Graph:
             if i in cut or (distance[i] >= depth < self.stages[i] and self.relaxed[i]):
                 ends.add(i)
                 continue
-            for j in self.nodes[i].inputs:
+            for j in self.heard(i):
                 if j not in distance:
                     heapq.heappush(queue, -j)
                 beyond = distance[i] + self.relaxed[j]
@@ -279,7 +296,8 @@ class Graph:
         node = self.nodes[position]
         op = node.op
         plain = isinstance(op, Affine) and (op.exact or op.elementwise)
-        if not (plain or isinstance(op, Univariate)) or len(node.inputs) != 1:
+        copies = isinstance(op, Elementwise) and op.copies
+        if not copies and (not (plain or isinstance(op, Univariate)) or len(node.inputs) != 1):
             return None
         source = node.inputs[0]
         shape = self.nodes[source].shape
@@ -287,7 +305,7 @@ class Graph:
         like = torch.arange(1, size + 1, dtype=self.dtype, device=self.device)
         if size + 1 > 1 / torch.finfo(like.dtype).eps:  # positions must be exact numbers
             return None
-        if isinstance(op, Univariate):
+        if isinstance(op, Univariate) or copies:
             index, sign = torch.arange(size, device=self.device), torch.ones_like(like).long()
         elif isinstance(op, Affine) and op.exact:
             moved = op.forward(like.view(1, *shape)) - op.forward(torch.zeros_like(like).view(1, *shape))

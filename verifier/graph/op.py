@@ -292,6 +292,13 @@ class Elementwise(Op):
 
     relaxation_error: int = 8
 
+    silent: int = 0
+    """How many of the last arguments only say what is known of the value: all lines have slope 0 in them."""
+
+    copies: bool = False
+    """True where the value is that of the first argument, of which the others say something. Lines without intercepts
+    are that argument, then."""
+
     jumps: bool = False
     """True where f is discontinuous, at branching points only: there the closed halves do not determine it, but the
     open ones and the point do."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from verifier.graph import Graph
 from verifier.transforms.centers import center_means
 from verifier.transforms.composites import write_out
+from verifier.transforms.deviations import bound_deviations
 from verifier.transforms.fuse import fuse
 from verifier.transforms.gates import join_gates
 from verifier.transforms.parallel import parallel
@@ -26,7 +27,7 @@ def prepare(
     Recurrences with a cheaper parallel form take it, unless they are to stay `recurrent`.
     """
     graph = write_out(center_means(graph, points) if points else graph)
-    graph = bound_quotients(graph)
+    graph = bound_deviations(bound_quotients(graph), points)
     for change in (*(() if recurrent else (parallel,)), fuse, join_gates, unbatch):
         changed = change(graph)
         if {node.name for node in changed.nodes}.issuperset(names):

@@ -8,114 +8,136 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Graph, Value
 from verifier.graph.builder import rewritten
-from verifier.graph.op import Op
 from verifier.ops.arithmetic import ScaleShift
-from verifier.ops.movement import Reshape, Take
 from verifier.ops.piecewise_linear import Relu
 from verifier.ops.power import Power
 from verifier.ops.product import Product, Square
 from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.reduction import Sum
 from verifier.ops.within import Within, within
+from verifier.transforms.chains import moved
+
+
+class Norm(NamedTuple):
+    """The elements of a group, int64 [numel of the node], have a Euclidean norm of at most `most` together."""
+
+    most: float
+    groups: Tensor
 
 
 def bound_quotients(graph: Graph) -> Graph:
     """An equal graph in which such quotients are known to lie between two numbers; `graph` itself where there are
     none, or where the denominator may be 0."""
-    found: list[float] = []
+    found = {
+        i: norm
+        for i, node in enumerate(graph.nodes)
+        if isinstance(node.op, Product) and (norm := norm_of(graph, i))
+    }
+    if not found:
+        return graph
 
     def replacement(builder: Builder, i: int, values: Mapping[int, Value]) -> Value | None:
-        node = graph.nodes[i]
-        if not isinstance(node.op, Product):
+        if i not in found:
             return None
-        x, y = (values[j] for j in node.inputs)
-        for part, factor in ((x, y), (y, x)):
-            most = _most(builder, part, factor)
-            if most is not None:
-                found.append(most)
-                return builder.rename(within(builder, builder.add(node.op, x, y), -most, most), node.name)
+        node, most = graph.nodes[i], found[i].most
+        product = builder.add(node.op, *[values[j] for j in node.inputs])
+        return builder.rename(within(builder, product, -most, most), node.name)
+
+    return rewritten(graph, replacement)
+
+
+def norm_of(graph: Graph, i: int) -> Norm | None:
+    """What is known of the norms of a quotient of x and a norm of parts of x, with or without its `Within`; None of
+    anything else."""
+    while isinstance(graph.nodes[i].op, Within):
+        i = graph.nodes[i].inputs[0]
+    if not isinstance(graph.nodes[i].op, Product):
         return None
+    x, y = graph.nodes[i].inputs
+    return _divided(graph, x, y) or _divided(graph, y, x)
 
-    changed = rewritten(graph, replacement)
-    return changed if found else graph
 
-
-def _most(builder: Builder, x: Value, factor: Value) -> float | None:
-    """What |x * factor| does not exceed, where `factor` is one over such a norm of x, else None."""
-    shape = builder.shape(x)
-    if builder.shape(factor) != shape:
+def _divided(graph: Graph, x: int, factor: int) -> Norm | None:
+    """Of x * factor, where `factor` is one over such a norm of x, else None."""
+    if graph.nodes[factor].shape != graph.nodes[x].shape:
         return None
-    op, value, places = _moved(builder, factor, torch.arange(math.prod(shape)))
-    if isinstance(op, Power) and op.exponent == -0.5:
-        op, value, places = _moved(builder, value, places)
-    elif isinstance(op, Reciprocal):
-        op, value, places = _moved(builder, value, places)
+    i, places = moved(graph, factor)
+    op = graph.nodes[i].op
+    if isinstance(op, Reciprocal):
+        i, places = _behind(graph, i, places)
+        op = graph.nodes[i].op
         if isinstance(op, ScaleShift):
-            return _clamped(builder, x, op, value, places)
-        if not (isinstance(op, Power) and op.exponent == 0.5):
-            return None
-        op, value, places = _moved(builder, value, places)
+            return _clamped(graph, x, i, places)
+        rooted = isinstance(op, Power) and op.exponent == 0.5
     else:
+        rooted = isinstance(op, Power) and op.exponent == -0.5
+    if not rooted:
         return None
+    i, places = _behind(graph, i, places)
+    op = graph.nodes[i].op
     if not isinstance(op, ScaleShift) or op.doubt is not None or not _positive(op.shift):
         return None
     if op.scale is not None and not _positive(op.scale):
         return None
-    if not _sums_squares(builder, x, value, places):
+    groups = _groups(graph, x, *_behind(graph, i, places))
+    if groups is None:
         return None
     scale = 1.0 if op.scale is None else float(op.scale.amin())
-    return math.sqrt(1 / scale) * (1 + 1e-15)
+    return Norm(1.0 if scale == 1 else math.sqrt(1 / scale) * (1 + 1e-15), groups)
 
 
-def _clamped(builder: Builder, x: Value, raised: ScaleShift, value: Value, places: Tensor) -> float | None:
+def _clamped(graph: Graph, x: int, i: int, places: Tensor) -> Norm | None:
     """For e + relu(|x| - e), e > 0."""
-    op, value, places = _moved(builder, value, places)
-    if not isinstance(op, Relu):
+    raised = graph.nodes[i].op
+    i, places = _behind(graph, i, places)
+    if not isinstance(graph.nodes[i].op, Relu):
         return None
-    lowered, value, places = _moved(builder, value, places)
-    if not isinstance(lowered, ScaleShift) or not _positive(raised.shift) or lowered.shift is None:
+    i, places = _behind(graph, i, places)
+    lowered = graph.nodes[i].op
+    if not isinstance(lowered, ScaleShift) or not isinstance(raised, ScaleShift):
         return None
     if any(t is not None for t in (raised.scale, raised.doubt, lowered.scale, lowered.doubt)):
         return None
-    if raised.shift is None or bool((raised.shift.amax() != raised.shift) | (-lowered.shift != raised.shift)):
+    if not _positive(raised.shift) or raised.shift is None or lowered.shift is None:
         return None
-    op, value, places = _moved(builder, value, places)
-    if not (isinstance(op, Power) and op.exponent == 0.5) or not _sums_squares(builder, x, value, places):
+    if bool((raised.shift.amax() != raised.shift) | (-lowered.shift != raised.shift)):
         return None
-    return 1.0
+    i, places = _behind(graph, i, places)
+    op = graph.nodes[i].op
+    if not (isinstance(op, Power) and op.exponent == 0.5):
+        return None
+    groups = _groups(graph, x, *_behind(graph, i, places))
+    return None if groups is None else Norm(1.0, groups)
 
 
-def _sums_squares(builder: Builder, x: Value, value: Value, places: Tensor) -> bool:
-    """Whether `value` holds, at `places` (one per element of x), a sum of squares that this element's is one of."""
-    op, inner, places = _moved(builder, value, places)
-    if isinstance(op, Within):
-        op, inner, places = _moved(builder, inner, places)
+def _groups(graph: Graph, x: int, i: int, places: Tensor) -> Tensor | None:
+    """Which of the sums of squares that a node holds each element of x is in, where `places` (one per element of x)
+    say so, else None."""
+    if isinstance(graph.nodes[i].op, Within):
+        i, places = _behind(graph, i, places)
+    op = graph.nodes[i].op
     if not isinstance(op, Sum):
-        return False
-    squares, behind = builder.made_by(inner)
-    if not isinstance(squares, Square) or behind != (x,):
-        return False
-    shape = builder.shape(x)
+        return None
+    squares = graph.nodes[graph.nodes[i].inputs[0]]
+    if not isinstance(squares.op, Square) or squares.inputs != (x,):
+        return None
+    shape = graph.nodes[x].shape
     kept = [1 if axis in op.axes else n for axis, n in enumerate(shape)]
-    return torch.equal(places, torch.arange(math.prod(kept)).view(kept).expand(shape).flatten())
+    own = torch.arange(math.prod(kept)).view(kept).expand(shape).flatten()
+    return own if torch.equal(places, own) else None
 
 
-def _moved(builder: Builder, value: Value, places: Tensor) -> tuple[Op, Value, Tensor]:
-    """The operator behind a value, gathers and reshapes aside, its first argument, and the elements of its result that
-    `places` are."""
-    op, inputs = builder.made_by(value)
-    while isinstance(op, Take | Reshape):
-        if isinstance(op, Take):
-            places = op.index.to(places.device)[places]
-        value = inputs[0]
-        op, inputs = builder.made_by(value)
-    return op, inputs[0] if inputs else value, places
+def _behind(graph: Graph, i: int, places: Tensor) -> tuple[int, Tensor]:
+    """What a node's argument is copied from, and which of its elements those at `places` are functions of."""
+    source, index = moved(graph, graph.nodes[i].inputs[0])
+    return source, index[places]
 
 
 def _positive(tensor: Tensor | None) -> bool:
