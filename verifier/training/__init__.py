@@ -1,7 +1,7 @@
 """Certified training: bounds people can train with (docs/training.md)."""
 
 from verifier.training.losses import CCIBP, CROWNIBP, IBP, MTLIBP, SABR, Adversarial, ExpIBP, Loss
-from verifier.training.neighbourhood import Linf, Neighbourhood
+from verifier.training.neighbourhood import Linf, Lp, Neighbourhood, token_radius
 from verifier.training.network import Network, trace
 from verifier.training.schedules import Ramp, SmoothRamp
 from verifier.training.taps import STAPS, TAPS
@@ -17,6 +17,7 @@ __all__ = [
     "IBP",
     "Linf",
     "Loss",
+    "Lp",
     "MTLIBP",
     "Neighbourhood",
     "Network",
@@ -31,5 +32,6 @@ __all__ = [
     "initialise",
     "l1",
     "propagation_tightness",
+    "token_radius",
     "trace",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from verifier.graph import Affine, Graph, Interval
 from verifier.graph.op import Constant, Input
+from verifier.ops.convolution import Conv
 from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import Relu
 from verifier.training.gradients import Product, Rectified
@@ -67,22 +68,28 @@ class Enclosures(Mapping[int, Interval]):
         return len(self.found)
 
 
-def enclose(graph: Graph, start: Mapping[int, Enclosure], shrink: float = 1.0) -> Enclosures:
+def enclose(
+    graph: Graph, start: Mapping[int, Enclosure], shrink: float = 1.0, weights: float = 0.0
+) -> Enclosures:
     """Enclosures of all nodes that follow from those in `start`, the inputs' among them (IBP, Gowal et al. 2018, arXiv
     1810.12715): one product with the weights and one with their sizes per affine node.
 
     With `shrink` below 1 the radius behind every ReLU is multiplied by it: no bounds, but what SABR trains with for
-    small radii (Mueller et al. 2023, arXiv 2210.04871, section 5).
+    small radii (Mueller et al. 2023, arXiv 2210.04871, section 5). Entries of matrices and kernels may change by the
+    part `weights` of their size.
     """
     found = dict(start)
     for i, node in enumerate(graph.nodes):
-        if i in found or isinstance(node.op, Input) or not all(j in found for j in node.inputs):
+        if isinstance(node.op, Input) or not all(j in found for j in node.inputs):
             continue
-        found[i] = _step(graph, i, found, shrink)
+        own = _step(graph, i, found, shrink, weights)
+        found[i] = own if i not in found else Enclosure(own.ends.intersect(found[i].ends))
     return Enclosures(found)
 
 
-def _step(graph: Graph, position: int, found: Mapping[int, Enclosure], shrink: float) -> Enclosure:
+def _step(
+    graph: Graph, position: int, found: Mapping[int, Enclosure], shrink: float, weights: float
+) -> Enclosure:
     op = graph.nodes[position].op
     arguments = [found[j] for j in graph.nodes[position].inputs]
     if isinstance(op, Constant):
@@ -92,6 +99,11 @@ def _step(graph: Graph, position: int, found: Mapping[int, Enclosure], shrink: f
         if op.exact and all(a._middle is None for a in arguments):
             lower, upper = (op.forward(*[end(a.ends) for a in arguments]) for end in (_lower, _upper))
             return Enclosure(Interval(lower, upper))
+        if weights and isinstance(op, Linear | Conv):
+            # (W + dW) x with |dW| <= weights |W|: what dW adds is at most |W| times weights |x|.
+            center, radius = arguments[0].middle
+            radius = radius + weights * (center.abs() + radius)
+            return Enclosure(middle=(op.forward(center), op.absolute(radius)))
         if isinstance(op, Linear):
             center, radius = Product.apply(*arguments[0].middle, op.weight)  # pyright: ignore[reportGeneralTypeIssues]
             return Enclosure(middle=(center if op.bias is None else center + op.bias, radius))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from verifier.attack.descent import DescentOptions, descend
+from verifier.errors import OptionsError
 from verifier.sets import Box, InputSet
 from verifier.training.neighbourhood import Linf, Neighbourhood, Radius, scaled
 from verifier.training.network import Network
@@ -66,6 +67,10 @@ def attacked(task: Task, inputs: InputSet, attack: DescentOptions) -> Tensor:
 
 def small_boxes(task: Task, share: float, attack: DescentOptions) -> Box:
     """Boxes of `share` of the sets' radius around points that the attack finds, moved to lie in the sets."""
+    if not isinstance(task.inputs, Box):
+        raise OptionsError(
+            "Small boxes are for the maximum norm: near=Linf(...). Use IBP or CROWNIBP for other norms."
+        )
     lower, upper = task.inputs.box()
     radius = share * (upper - lower) / 2
     center = attacked(task, task.inputs, attack)

@@ -12,7 +12,7 @@ from verifier.bounds.backward import PassOptions
 from verifier.bounds.crown import specification_bound
 from verifier.bounds.relaxations import Relaxations
 from verifier.bounds.rows import margin_rows
-from verifier.errors import ModelError
+from verifier.errors import ModelError, OptionsError
 from verifier.graph import Affine, Graph, Interval
 from verifier.graph.coefficients import Dense
 from verifier.sets import InputSet
@@ -64,12 +64,13 @@ class Task:
 
     def enclosed(self, inputs: InputSet, shrink: float = 1.0) -> Enclosures:
         """The same for other sets of inputs around the same examples."""
-        graph = self.near.perturbed(self.graph, inputs, self.eps)
-        return enclose(graph, self.near.start(graph, inputs, self.eps), shrink)
+        return enclose(self.graph, self.near.start(self.graph, inputs), shrink, self.near.weights)
 
     def margins(self, enclosures: Enclosures) -> Interval:
         """The label's score less each other's, [B, K - 1], from enclosures of this graph's nodes."""
-        return spread(self.graph, self.rows, enclosures).ends
+        # Where weights change there is no one map of the last layer and the margins.
+        products = 0 if self.near.weights else math.inf
+        return spread(self.graph, self.rows, enclosures, products).ends
 
     def scores(self, x: Tensor) -> Tensor:
         """Of other inputs x [B, 1, *shape] to the network of this batch: [B, K]."""
@@ -78,6 +79,10 @@ class Task:
     def backward(self, rows: Tensor) -> Tensor:
         """Lower bounds [B, R] of linear forms `rows` [B, R, K] of the scores by one backward pass through relaxations
         that rest on intervals (CROWN-IBP, Zhang et al. 2020, arXiv 1906.06316)."""
+        if self.near.weights:
+            raise OptionsError(
+                "Backward passes do not bound what changed weights do: use a loss of intervals (IBP, SABR, MTL-IBP)."
+            )
         target = self.graph.outputs[0]
         bounds = self.enclosures
         found = specification_bound(

@@ -39,7 +39,7 @@ class WarmUp:
     """A loss with the regularisers of Shi et al. 2021 (arXiv 2103.17268, section 4.2) while the radius grows to
     `target`: weight (1 - eps / target) (L_tightness + L_relu).
 
-    `weight` is 0.5, 0.2 for TinyImageNet; `tolerance` is their tau. The radius is a number here.
+    `weight` is 0.5, 0.2 for TinyImageNet; `tolerance` is their tau. Of a tensor of radii the largest counts.
     """
 
     loss: Loss
@@ -50,7 +50,8 @@ class WarmUp:
     def __call__(self, net: Network, x: Tensor, y: Tensor, eps: Radius) -> Tensor:
         task = Task(net, x, y, eps, self.loss.near)
         value = self.loss.value(task)
-        share = max(0.0, 1 - float(eps) / self.target)
+        largest = eps if isinstance(eps, int | float) else float(eps.max())
+        share = max(0.0, 1 - largest / self.target)
         return value + self.weight * share * regulariser(task, self.tolerance) if share else value
 
 
