@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from verifier.errors import OptionsError as OptionsError
     from verifier.errors import UnsupportedError as UnsupportedError
     from verifier.errors import VerifierError as VerifierError
+    from verifier.explanation.explain import explain as explain
     from verifier.options import Options as Options
     from verifier.results import Counterexample as Counterexample
     from verifier.results import Progress as Progress
@@ -43,6 +44,7 @@ _HOME = {
     "certify": "verifier.certification",
     "lipschitz": "verifier.derivatives",
     "monotonicity": "verifier.derivatives",
+    "explain": "verifier.explanation.explain",
     "Property": "verifier.specs.property",
     "robust": "verifier.specs.property",
     "X": "verifier.specs.property",

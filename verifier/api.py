@@ -109,7 +109,7 @@ def verify(
     check_device(options)
     if options.lp != "highs":
         solver(options.lp)  # so that it is missed now, not in a while
-    query, networks = _prepare(model, spec)
+    query, networks = prepare_query(model, spec)
     compiled = compile_query(query, networks)
     loaded = time.monotonic() - began
     with full_precision():
@@ -180,9 +180,10 @@ def check_device(options: Options) -> None:
         )
 
 
-def _prepare(
+def prepare_query(
     model: Model | Mapping[str, Model], spec: str | Path | Query | Property
 ) -> tuple[Query, dict[str, Network]]:
+    """The query, parsed, and its networks by their declared names, loaded and checked. Raises VerifierError."""
     query = load_query(spec) if isinstance(spec, str | Path) else spec
     if isinstance(model, Mapping):
         if isinstance(query, Property):

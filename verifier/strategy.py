@@ -98,6 +98,19 @@ def solve(
     return _Run(query, networks, compiled, options, deadline, progress).result()
 
 
+def examine(
+    query: Query,
+    networks: Networks,
+    compiled: Compiled,
+    options: Options,
+    deadline: float,
+    progress: ProgressCallback | None = None,
+) -> tuple[Result, Search | None]:
+    """As `solve`, and the search as it ended, for what it left open; None where none began."""
+    run = _Run(query, networks, compiled, options, deadline, progress)
+    return run.result(), run.search
+
+
 def refuted(
     query: Query, networks: Networks, compiled: Compiled, options: Options, deadline: float
 ) -> Tensor:
@@ -127,6 +140,7 @@ class _Run:
         self.attacks = 0
         self.unconfirmed = False
         self.turns = 0
+        self.search: Search | None = None
 
     def _memory(self, device: torch.device) -> int:
         """Bytes that may be used there."""
@@ -153,6 +167,7 @@ class _Run:
         self.clock.phase("root")
         if isinstance(search, Outcome):
             return self._result(search)
+        self.search = search
         share = SLICE
         linear: LinearSearch | None = None
         suited = self._linear_suits()

@@ -60,7 +60,7 @@ def verify_together(
         try:
             query = load_query(spec)
             if not networks:
-                query, networks = api._prepare(model, query)
+                query, networks = api.prepare_query(model, query)
             first = next(iter(queries.values()), query)
             if _alike(query, first, list(networks) if names == [""] else names):
                 queries[i] = query

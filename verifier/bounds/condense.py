@@ -130,6 +130,7 @@ class _Condenser:
                 return None
             read = {n: self._affine(n, index) for n in dict.fromkeys(node.inputs)}
             arguments |= {value.position: (n, index) for n, value in read.items()}
+            self._builder.at(node.source)
             self._results[e] = self._builder.add(op, *[read[n] for n in node.inputs], name=node.name)
         every = torch.arange(self._graph.nodes[target].numel, device=self._like.device)
         outcome = self._affine(target, every)
@@ -163,6 +164,7 @@ class _Condenser:
             doubt * (1 + 8 * info.eps) + info.tiny,
             tuple(magnitudes[k] for k in used),
         )
+        self._builder.at(self._graph.nodes[node].source)
         return self._builder.add(op, *[values[k] for k in used], name=self._graph.nodes[node].name)
 
     def _pass(self, node: int, rows: Tensor, below: list[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -166,6 +166,11 @@ class Store:
             got += len(block.domains)
         found = [block.domains.map(lambda t: t.to(self._device)) for block in parts]
         return Domains.cat(found)
+
+    def parts(self) -> Iterator[Domains]:
+        """All that is stored, a block at a time, where the search is; without what can be recomputed."""
+        for _, _, block in self._blocks:
+            yield block.domains.forget().map(lambda t: t.to(self._device))
 
     def _add(self, block: _Block) -> None:
         heapq.heappush(self._blocks, (float(block.domains.bound.min()), next(self._counter), block))

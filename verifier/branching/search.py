@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -78,7 +78,7 @@ class Search:
         options: SearchOptions,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self._bounder, self._brancher, self._try = bounder, brancher, try_points
+        self.bounder, self._brancher, self._try = bounder, brancher, try_points
         self._options, self._progress = options, progress
         self._store = Store(options.memory, options.host)
         self._store.push(start)
@@ -126,9 +126,21 @@ class Search:
             return self._outcome(Status.UNKNOWN, Reason.NUMERICS)
         return self._outcome(Status.UNSAT, Reason.NONE)
 
+    def parts(self) -> Iterator[Domains]:
+        """The open subdomains, some at a time; without those that nothing splits further (`stuck`)."""
+        return self._store.parts()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether there are open subdomains that nothing splits further."""
+        return self._stuck < torch.inf
+
+    def __len__(self) -> int:
+        return len(self._store)
+
     def _step(self, batch: Domains) -> Counterexample | None:
         with torch.no_grad():
-            bounded = self._bounder.bound(batch)
+            bounded = self.bounder.bound(batch)
             self.domains += len(batch)
             open_ = ~bounded.refuted.all(1)
             fresh = bounded.refuted & batch.open
@@ -136,7 +148,7 @@ class Search:
                 self._closed = min(self._closed, float(bounded.disjunct[fresh].clamp(min=0).min()))
             if not bool(open_.any()):
                 return None
-            known = self._bounder.known(bounded)
+            known = self.bounder.known(bounded)
             left = bounded.index(open_)
             rest = replace(
                 batch.index(open_),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from verifier.cli import bench, bounds, certify, doctor, inspect, lipschitz, report, supports, verify
+from verifier.cli import bench, bounds, certify, doctor, explain, inspect, lipschitz, report, supports, verify
 
 _HELP = (
     "Prove or refute properties of neural networks: ONNX and VNN-LIB in, 'sat' or 'unsat' out. "
@@ -26,6 +26,7 @@ app.command("bounds")(bounds.command)
 app.command("certify")(certify.command)
 app.command("lipschitz")(lipschitz.command)
 app.command("monotone")(lipschitz.monotone)
+app.command("explain")(explain.command)
 app.command("inspect")(inspect.command)
 app.command("bench")(bench.command)
 app.command("supports", context_settings={"ignore_unknown_options": True})(supports.command)

@@ -55,9 +55,9 @@ def command(
     The first line on stdout is sat, unsat, unknown or timeout (timed-out for VNN-LIB 2.0); after sat comes
     the assignment in the format of the query.
     """
-    target = _target(model, spec, network or [])
+    target = target_of(model, spec, network or [])
     for file in (json, witness):
-        _check_writable(file)
+        check_writable(file)
     if serialise_assignments is not None:
         target = _serialised(target, serialise_assignments)
     clock = Clock(options.seconds)
@@ -101,7 +101,7 @@ def _finish(outcome: Outcome, target: Target, clock: Clock) -> Answer:
     return replace(answer, code=130) if outcome.ending is Ending.INTERRUPTED else answer
 
 
-def _target(model: Path, spec: Path | None, networks: list[str]) -> Target:
+def target_of(model: Path, spec: Path | None, networks: list[str]) -> Target:
     """Sorts the arguments out. Raises VerifierError when files are missing or do not go together."""
     named = {name: existing(path) for name, path in map(_named, networks)}
     if spec is not None and named:
@@ -132,7 +132,7 @@ def _serialised(target: Target, folder: Path) -> Target:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise VerifierError(f"the folder {folder} cannot be made ({error.strerror}).") from None
-    _check_writable(folder / "assignment.pb")
+    check_writable(folder / "assignment.pb")
     return replace(target, serialised=True)
 
 
@@ -171,7 +171,7 @@ def existing(path: Path) -> Path:
     raise VerifierError(f"there is no file {path}, nor {other} beside it. Check the path.")
 
 
-def _check_writable(file: Path | None) -> None:
+def check_writable(file: Path | None) -> None:
     """Refuses, before the search, what could not be written after it. Raises VerifierError."""
     if file is None:
         return
