@@ -38,7 +38,8 @@ class Case:
 
     def margins(self, points: Tensor) -> Tensor:
         """[B, D]: the margin of every disjunct of the first case at points [B, n_in]."""
-        values = self.compiled.graph_on(torch.float64, torch.device("cpu")).evaluate([points])[0]
+        with torch.no_grad():
+            values = self.compiled.graph_on(torch.float64, torch.device("cpu")).evaluate([points])[0]
         clauses = self.compiled.clauses[0]
         return torch.where(clauses >= 0, values[:, clauses.clamp(min=0)], -torch.inf).amax(2)
 

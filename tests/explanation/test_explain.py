@@ -21,7 +21,7 @@ def test_what_is_open_after_a_limited_search(case, branching) -> None:
     found = verifier.explain(case.model, case.claim, options=options)
     assert found.result.reason is Reason.DOMAIN_LIMIT and not found.decided
     assert (found.total, found.open) == (3, 2) and len(found.disjuncts) == 2
-    seen = case.margins(case.points(4000)).amin(0).detach()
+    seen = case.margins(case.points(4000)).amin(0)
     for d in found.disjuncts:
         assert d.text.startswith(f"Y_{d.number} <") and d.bound is not None and d.attack is not None
         assert d.bound <= 0 < d.attack <= float(seen[d.number]) + 1e-4 and d.gap == d.attack - d.bound

@@ -17,7 +17,6 @@ from verifier.attack.implicant import tied_inputs
 from verifier.attack.replay import Judge
 from verifier.bounds.backward import OutOfTime
 from verifier.bounds.final import AscentOptions
-from verifier.bounds.precision import full_precision
 from verifier.branching.bounded import Bounded
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
@@ -32,6 +31,7 @@ from verifier.explanation.left import Left, everything, left_by
 from verifier.explanation.radius import largest
 from verifier.explanation.region import remainder
 from verifier.explanation.words import Words
+from verifier.graph.precision import full_precision
 from verifier.options import Options
 from verifier.progress import ProgressCallback, display
 from verifier.results import Counterexample, Result, Status
@@ -254,7 +254,9 @@ class _Measuring:
         clauses = self.compiled.clauses[some.case, some.number]
         middle = (self.compiled.lower[some.case] + self.compiled.upper[some.case]) / 2
         graph = self.compiled.graph_on(torch.float64, torch.device("cpu"))
-        margins = graph.evaluate([middle])[0].gather(1, clauses.clamp(min=0))
+        with torch.no_grad():
+            margins = graph.evaluate([middle])[0]
+        margins = margins.gather(1, clauses.clamp(min=0))
         margins = torch.where(clauses >= 0, margins, -torch.inf).amax(1)
         rows = zip(
             some.case.tolist(),

@@ -134,7 +134,8 @@ def _values(compiled: Compiled, search: Search, cases: Tensor, columns: _Columns
     for case in cases.tolist():
         unit = torch.rand(SAMPLES, compiled.lower.shape[1], generator=random, dtype=torch.float64)
         some = compiled.lower[case] + unit * (compiled.upper[case] - compiled.lower[case])
-        kept = graph.evaluate([some], list(columns.nodes))
+        with torch.no_grad():
+            kept = graph.evaluate([some], list(columns.nodes))
         chosen = [v.flatten(1)[:, m] for v, m in zip(kept, columns.nodes.values(), strict=True)]
         found.append(torch.cat([some[:, columns.inputs], *chosen], 1))
     return torch.stack(found)
