@@ -21,7 +21,13 @@ import psutil
 from verifier.bench.instances import Instance
 from verifier.bench.record import Record
 
-SHARE = (sys.executable, "-c", "from verifier.bench.share import main; main()")
+# Nothing of what is loaded is garbage: looking for some takes a third of the start, and again at the end. Threads that
+# spin while they wait make a busy machine several times slower.
+_SHARED = (
+    "import gc, os; os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE'); gc.disable(); "
+    "from verifier.bench.share import main; gc.freeze(); gc.enable(); main()"
+)
+SHARE = (sys.executable, "-c", _SHARED)
 VERIFIER = (sys.executable, "-m", "verifier", "verify")
 _GRACE = 10.0  # seconds beyond its limit after which a process is killed and counts as an error
 _POLL = 0.1  # seconds between two looks at a process's memory

@@ -28,6 +28,7 @@ from verifier.specs.load import load_query
 from verifier.specs.normalise import normalise
 from verifier.specs.problem import Problem, Tree
 from verifier.specs.query import Query, hidden_names
+from verifier.transforms.centers import has_means
 
 BATCH_SHARE = 0.25
 """Of the limits of all queries together the batch may take so much."""
@@ -112,21 +113,13 @@ def _settle(
     queries: Mapping[int, Query], networks: Mapping[str, api.Network], options: Options, deadline: float
 ) -> dict[int, Result]:
     """Those that the attack or the first bounds decide, by number. A failure here decides nothing."""
-    numbers, problems, found = [], [], {}
-    for i, query in queries.items():
-        try:
-            problem = normalise(query)
-        except VerifierError:
-            continue
-        if problem.empty_reason is None and not problem.nonlinear:
-            numbers.append(i)
-            problems.append(problem)
+    problems, found = _problems(queries), {}
     if not problems:
         return found
-    owner = np.repeat(numbers, [p.cases for p in problems])
-    query = queries[numbers[0]]
+    owner = np.repeat(list(problems), [p.cases for p in problems.values()])
+    query = queries[next(iter(problems))]
     try:
-        compiled = compile_query(query, networks, joined(problems))
+        compiled = compile_query(query, networks, joined(list(problems.values())))
     except VerifierError:
         return found
     if len(compiled.lower) != len(owner):  # cases were split by integers
@@ -136,12 +129,30 @@ def _settle(
             for i, point in _attack(compiled, owner, queries, networks, options, deadline).items():
                 found[i] = Result(Status.SAT, None, point)
         rows = np.flatnonzero(~np.isin(owner, list(found)))
-        if len(rows):
+        stats = Stats(device=options.device, domains=1)
+        if len(rows) and not any(has_means(n.graph) for n in networks.values()):
             left = strategy.refuted(query, networks, _cases(compiled, rows), options, deadline).numpy()
-            open_ = set(owner[rows[~left]].tolist())
-            stats = Stats(device=options.device, domains=1)
-            for i in set(owner[rows].tolist()) - open_:
-                found[i] = Result(Status.UNSAT, 0.0, stats=stats)
+            proved = set(owner[rows].tolist()) - set(owner[rows[~left]].tolist())
+        else:  # means are counted from what is typical of one box: those of several at once give looser bounds
+            proved = set()
+            for i in dict.fromkeys(owner[rows].tolist()):
+                alone = compile_query(queries[i], networks, problems[i])
+                if bool(strategy.refuted(queries[i], networks, alone, options, deadline).all()):
+                    proved.add(i)
+        found |= dict.fromkeys(proved, Result(Status.UNSAT, 0.0, stats=stats))
+    return found
+
+
+def _problems(queries: Mapping[int, Query]) -> dict[int, Problem]:
+    """The normal forms, by number, of those that can be asked together."""
+    found: dict[int, Problem] = {}
+    for i, query in queries.items():
+        try:
+            problem = normalise(query)
+        except VerifierError:
+            continue
+        if problem.empty_reason is None and not problem.nonlinear:
+            found[i] = problem
     return found
 
 

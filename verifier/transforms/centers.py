@@ -12,6 +12,11 @@ from verifier.graph.builder import rewritten
 from verifier.ops.matmul import WeightedMean
 
 
+def has_means(graph: Graph) -> bool:
+    """Whether there are weighted means, so that bounds depend on which inputs are typical."""
+    return any(isinstance(node.op, WeightedMean) for node in graph.nodes)
+
+
 def center_means(graph: Graph, points: Sequence[Tensor]) -> Graph:
     """An equal graph whose weighted means have centers: the mean of their values at `points`, one tensor [N, *shape]
     per graph input. `graph` itself where it has none, or where a value there is not finite."""
