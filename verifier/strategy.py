@@ -408,7 +408,7 @@ class _Attempt:
     """Evaluates points in float64 and has the promising ones replayed."""
 
     def __init__(self, query: Query, networks: Networks, compiled: Compiled, device: torch.device) -> None:
-        self._judge = Judge(query, networks)
+        self._judge, self._inputs = Judge(query, networks), compiled.inputs
         self._graph = compiled.graph.to(torch.float64, device)
         self._clauses = compiled.clauses.to(device)
 
@@ -421,7 +421,7 @@ class _Attempt:
         score = worst.amin(1)
         order = score.argsort()[:TRIES_PER_STEP]
         for point in points[order[score[order] <= 0]]:
-            found = self._judge.confirm(point.cpu().numpy())
+            found = self._judge.confirm(self._inputs(point.cpu().numpy()))
             if found is not None:
                 return found
         return None

@@ -152,18 +152,6 @@ def test_same_seed_same_search(compiled):
     assert not torch.equal(one.points, other.points)
 
 
-def test_tied_inputs_move_together(compiled):
-    """The tied pair must stay equal although the margin pulls its two members apart."""
-    builder = Builder()
-    weight = torch.tensor([[1.0, -1.0, 0.3]], dtype=torch.float64)
-    graph = builder.graph(builder.add(Linear(weight), builder.input("x", (3,))))
-    hand = compiled(graph, [[0.0, 0.5, -1.0]], [[1.0, 2.0, 1.0]], [[[0]]])
-    found = search(hand, 5.0, groups=torch.tensor([0, 0, 1]))
-    assert found.hit
-    assert torch.equal(found.points[:, 0], found.points[:, 1])
-    assert bool((found.points[:, 0] >= 0.5).all() & (found.points[:, 0] <= 1.0).all())
-
-
 @dataclass(frozen=True, eq=False)
 class Flat(Elementwise):
     """The sign, an operator without a useful derivative."""

@@ -9,7 +9,7 @@ import pytest
 
 from verifier.attack.falsify import falsify
 from verifier.attack.gradient import AttackOptions
-from verifier.attack.implicant import Bounds, Inputs, groups, tied_inputs
+from verifier.attack.implicant import Bounds, Inputs
 from verifier.attack.repair import Settler, _ends
 from verifier.attack.replay import Judge, confirm
 from verifier.errors import ModelError
@@ -206,7 +206,6 @@ def test_two_networks_on_one_input(onnx_mlp):
     from verifier.specs.vnnlib2 import parse
 
     query = parse(TWO, "two")
-    assert tied_inputs(query).tolist() == [0, 1, 2, 0, 1, 2]
     random = np.random.default_rng(4)
     first = random.standard_normal((8, 3)), random.standard_normal(8)
     last = random.standard_normal((2, 8))
@@ -214,15 +213,12 @@ def test_two_networks_on_one_input(onnx_mlp):
         "f": onnx_mlp(first, (last, np.zeros(2))),
         "g": onnx_mlp(first, (last * 0.8, np.array([-0.4, 1.0]))),
     }
-    outcome = falsify(compile_query(query, models), query, models, rounds=5)
+    compiled = compile_query(query, models)
+    assert compiled.lower.shape == (1, 3)
+    outcome = falsify(compiled, query, models, rounds=5)
     values = check(query, outcome.counterexample)
     assert (values["X_f"] == values["X_g"]).all()
     assert 0 < outcome.counterexample.tolerance < 1e-7  # 0.3 is not a float32
-
-
-def test_groups_are_connected_components():
-    assert groups(6, np.array([[4, 1], [5, 4], [2, 3]])).tolist() == [0, 1, 2, 2, 1, 1]
-    assert groups(3, np.zeros((0, 2), dtype=np.int64)).tolist() == [0, 1, 2]
 
 
 def test_conflicting_ties_are_empty(spec):

@@ -19,6 +19,7 @@ from verifier.ops.integers import Integral
 from verifier.ops.linear import ConstantMatMul, Linear
 from verifier.ops.movement import Concat, Pad, Permute, Reshape, Take
 from verifier.ops.reduction import Sum
+from verifier.ops.signed import Signed
 
 _generator = torch.Generator().manual_seed(0)
 
@@ -28,6 +29,12 @@ def randn(*shape: int) -> Tensor:
 
 
 CASES = [
+    (Signed(Linear(randn(3, 4), randn(3))), [(4,)]),
+    (
+        Signed(Conv(randn(4, 2, 3, 3), randn(4), Window((3, 3), (1, 1), (1, 1), (1, 1), (1, 1)))),
+        [(1, 2, 4, 5)],
+    ),
+    (Signed(ConstantMatMul(randn(2, 3, 4), True)), [(1, 4, 2)]),
     (Linear(randn(3, 4), randn(3)), [(4,)]),
     (Linear(randn(3, 4)), [(2, 4)]),
     (

@@ -23,6 +23,7 @@ from verifier.ops.arithmetic import Add, ScaleShift, add, scale_shift
 from verifier.ops.choice import Choice
 from verifier.ops.combination import Combination
 from verifier.ops.convolution import Conv, ConvTranspose, Window
+from verifier.ops.difference import Difference
 from verifier.ops.exponential import Exp
 from verifier.ops.extremum import maximum_over
 from verifier.ops.gated import Gated
@@ -38,6 +39,7 @@ from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.reduction import Sum
 from verifier.ops.repeat import repeat
 from verifier.ops.sign import Sign
+from verifier.ops.signed import Signed
 from verifier.ops.softmax import Softmax
 from verifier.ops.step import Step
 from verifier.ops.switched import Switched
@@ -67,6 +69,7 @@ CASES: list[tuple[Op, list[tuple[int, ...]]]] = [
         ),
         [(4,), (2,)],
     ),
+    (Signed(Linear(randn(3, 4), randn(3))), [(2, 4)]),
     (ConstantMatMul(randn(2, 3, 4), True), [(1, 4, 2)]),
     (ConstantMatMul(randn(2, 4, 3), False), [(5, 4)]),
     (Reshape((3, 2)), [(2, 3)]),
@@ -92,6 +95,8 @@ CASES: list[tuple[Op, list[tuple[int, ...]]]] = [
     (Integral(), [(2, 3)]),
     (Gated(Exp()), [(2, 3), (2, 3)]),
     (Gated(Relu(), Square()), [(2, 3), (2, 3)]),
+    (Difference(Exp(), (2, 3)), [(2, 3), (2, 3), (2, 3)]),
+    (Difference(Relu(), (2, 3)), [(2, 3), (2, 3), (2, 3)]),
     (Within(-9.0, 9.0), [(2, 3)]),
     (Near(randn(2, 3)), [(2, 3), (2, 3)]),
     (Choice(), [(2, 3), (2, 3), (2, 3)]),

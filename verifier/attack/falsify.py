@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from verifier.attack.gradient import AttackOptions, Candidates, Search, Start
-from verifier.attack.implicant import tied_inputs
 from verifier.attack.objective import Compiled, Loss
 from verifier.attack.replay import Judge, Networks
 from verifier.progress import ProgressCallback
@@ -48,11 +47,9 @@ def falsify(
     Raises ModelError where a network cannot be run.
     """
     options = options or AttackOptions()
-    groups = tied_inputs(query)
-    search = Search(
-        compiled, options, deadline, None if groups is None else torch.from_numpy(groups), callback
-    )
-    trial = _Trial(search, Judge(query, networks), np.random.default_rng(options.seed))
+    search = Search(compiled, options, deadline, callback)
+    random = np.random.default_rng(options.seed)
+    trial = _Trial(compiled, search, Judge(query, networks), random)
     for count, found in enumerate(search.rounds(), 1):
         counterexample = trial.confirm(found)
         if counterexample is not None:
@@ -65,7 +62,8 @@ def falsify(
 class _Trial:
     """Confirms the candidates of one search, and looks around those that fail."""
 
-    def __init__(self, search: Search, judge: Judge, random: np.random.Generator) -> None:
+    def __init__(self, compiled: Compiled, search: Search, judge: Judge, random: np.random.Generator) -> None:
+        self.compiled = compiled
         self.search = search
         self.judge = judge
         self.random = random
@@ -88,7 +86,7 @@ class _Trial:
         return self._around(found)
 
     def _first(self, found: Candidates, limit: int) -> Counterexample | None:
-        for point in found.points[:limit].cpu().numpy():
+        for point in self.compiled.inputs(found.points[:limit].cpu().numpy()):
             counterexample = self.judge.confirm(point)
             if counterexample is not None or time.monotonic() > self.search.deadline:
                 return counterexample
@@ -101,7 +99,7 @@ class _Trial:
 
     def _around(self, found: Candidates) -> Counterexample | None:
         """Points a few floats away from the best one."""
-        best = found.points[0].cpu().numpy().astype(np.float32)
+        best = self.compiled.inputs(found.points[0].cpu().numpy()).astype(np.float32)
         for i in range(_MOVES):
             size = 2.0 ** (i % 8)
             moves = self.random.integers(-1, 2, best.shape) * size

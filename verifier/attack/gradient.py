@@ -70,7 +70,7 @@ class Candidates:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """Where B descents begin: unit coordinates [B, n_free], their cases and disjuncts int64 [B].
+    """Where B descents begin: unit coordinates [B, n_in], their cases and disjuncts int64 [B].
 
     A disjunct of -1 means the one that is nearest at each step. `rate` [B] is the first step's length.
     """
@@ -106,14 +106,10 @@ def search(
     compiled: Compiled,
     seconds: float,
     options: AttackOptions | None = None,
-    groups: Tensor | None = None,
     callback: ProgressCallback | None = None,
 ) -> Candidates:
-    """Search until a point has a score of at most zero, or for `seconds`; the candidates are the last round's.
-
-    `groups` int64 [n_in] says which inputs are equal in every solution (see `ties.tied_inputs`).
-    """
-    run = Search(compiled, options or AttackOptions(), time.monotonic() + seconds, groups, callback)
+    """Search until a point has a score of at most zero, or for `seconds`; the candidates are the last round's."""
+    run = Search(compiled, options or AttackOptions(), time.monotonic() + seconds, callback)
     found = run.nothing()
     for found in run.rounds():
         if found.hit:
@@ -129,7 +125,6 @@ class Search:
         compiled: Compiled,
         options: AttackOptions,
         deadline: float = math.inf,
-        groups: Tensor | None = None,
         callback: ProgressCallback | None = None,
     ) -> None:
         self.options = options
@@ -138,7 +133,7 @@ class Search:
         self.begin = time.monotonic()
         self.limits = (compiled.lower, compiled.upper)
         self.random = torch.Generator().manual_seed(options.seed)
-        self._exact = Objective.of(compiled, groups, torch.float64)
+        self._exact = Objective.of(compiled, torch.float64)
         self._use(self._exact if _needs_double(self._exact) else self._exact.to(torch.float32))
         self.best = math.inf
         self.best_unit = torch.full_like(self.lower, 0.5)  # per case
@@ -376,15 +371,13 @@ class Search:
     # --- points
 
     def unit(self, points: Tensor, cases: Tensor) -> Tensor:
-        """Unit coordinates [B, n_free] of points [B, n_in]; the inverse of how points are reported."""
-        free = torch.zeros(len(points), self.lower.shape[1], dtype=self.lower.dtype, device=points.device)
-        free[:, self.objective.groups] = points.to(self.lower.dtype)
+        """Unit coordinates [B, n_in] of points [B, n_in]; the inverse of how points are reported."""
         width = self.width[cases]
-        unit = (free - self.lower[cases]) / torch.where(width > 0, width, 1.0)
+        unit = (points.to(self.lower.dtype) - self.lower[cases]) / torch.where(width > 0, width, 1.0)
         return unit.clamp(0, 1)
 
     def _point(self, unit: Tensor, cases: Tensor) -> Tensor:
-        """Free inputs [B, n_free]."""
+        """Points [B, n_in]."""
         return self.lower[cases] + unit * self.width[cases]
 
     def _uniform(self, shape: tuple[int, ...]) -> Tensor:
@@ -404,7 +397,7 @@ class Search:
         self.best_unit[cases[wins]] = unit[wins]
         top = _distinct_best(unit, scores, self.options.keep)
         self.elite = self.elite.joined(unit[top], cases[top], scores[top], 2 * self.options.keep)
-        points = self._point(unit[top], cases[top])[:, self.objective.groups].double()
+        points = self._point(unit[top], cases[top]).double()
         points = torch.minimum(torch.maximum(points, self.limits[0][cases[top]]), self.limits[1][cases[top]])
         return Candidates(points, cases[top], scores[top].double(), self.best)
 

@@ -166,32 +166,6 @@ _Leaf = Atom | tuple[RowTable, NDArray[np.int64]]
 """An atom, or some rows of a table, all of which hold."""
 
 
-def tied_inputs(query: Query) -> NDArray[np.int64] | None:
-    """[n_in] the group of every input element, where inputs that are equal in every solution share a group.
-
-    Groups are numbered from 0. None when no inputs are tied.
-    """
-    inputs = Inputs(query)
-    ties = inputs.common().ties
-    if not len(ties):
-        return None
-    labels = groups(query.size, ties)[inputs.positions]
-    return np.unique(labels, return_inverse=True)[1].reshape(-1).astype(np.int64)
-
-
-def groups(size: int, ties: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[size] the smallest index that each index is connected with through `ties` [T, 2]."""
-    label = np.arange(size)
-    while len(ties):
-        low = np.minimum(label[ties[:, 0]], label[ties[:, 1]])
-        before = label.copy()
-        np.minimum.at(label, ties[:, 0], low)
-        np.minimum.at(label, ties[:, 1], low)
-        if (label == before).all():
-            break
-    return label
-
-
 def _certain(formula: Formula) -> list[_Leaf]:
     """The leaves that hold whenever `formula` does, as far as they are in plain sight."""
     if isinstance(formula, And):

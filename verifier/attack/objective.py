@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from verifier.attack.surrogate import with_gradients
@@ -20,6 +21,7 @@ class Compiled(Protocol):
     `graph` maps x [B, n_in] to margins [B, K]; atom k holds where margin k is <= 0 (< 0 where `strict[k]`).
     Case n is its box `lower[n]`, `upper[n]` ([N, n_in], float64) and `clauses[n]` of int64 [N, D, C]: a
     disjunction over D of conjunctions over C of atoms, -1 being padding; a disjunct of only padding is absent.
+    `inputs` gives the query's own input elements for points x.
     """
 
     @property
@@ -32,6 +34,7 @@ class Compiled(Protocol):
     def clauses(self) -> Tensor: ...
     @property
     def strict(self) -> Tensor: ...
+    def inputs(self, points: NDArray) -> NDArray: ...
 
 
 class Loss(enum.Enum):
@@ -43,43 +46,29 @@ class Loss(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """Margins and scores of points over the free inputs of a compiled query, in one dtype, on one device.
+    """Margins and scores of points of a compiled query, in one dtype, on one device.
 
-    `groups` int64 [n_in] says which free input each input is a copy of (tied inputs move together). `lower`,
-    `upper` are [N, n_free] in the dtype of the search; `index` is int64 [N, D, C] with padding K; `scale` [K]
+    `lower`, `upper` are [N, n_in] in the dtype of the search; `index` is int64 [N, D, C] with padding K; `scale` [K]
     is the typical size of a margin's change, so that atoms in different units compare.
     """
 
     graph: Graph
     lower: Tensor
     upper: Tensor
-    groups: Tensor
     index: Tensor
     absent: Tensor
     strict: Tensor
     scale: Tensor
 
     @classmethod
-    def of(cls, compiled: Compiled, groups: Tensor | None, dtype: torch.dtype) -> Objective:
-        """`groups`: see the class; None when no inputs are tied. A tied input's interval is the intersection."""
-        device = compiled.lower.device
-        cases, n = compiled.lower.shape
-        if groups is None:
-            groups = torch.arange(n, device=device)
-        groups = groups.to(device)
-        free = int(groups.max()) + 1 if n else 0
-        spread = groups.expand(cases, n)
-        lower = compiled.lower.new_full((cases, free), -torch.inf)
-        lower = lower.scatter_reduce(1, spread, compiled.lower, "amax")
-        upper = compiled.upper.new_full((cases, free), torch.inf)
-        upper = upper.scatter_reduce(1, spread, compiled.upper, "amin")
+    def of(cls, compiled: Compiled, dtype: torch.dtype) -> Objective:
+        lower, upper, device = compiled.lower, compiled.upper, compiled.lower.device
         atoms = compiled.strict.shape[0]
         clauses = compiled.clauses
         return cls(
             graph=with_gradients(compiled.graph.to(dtype=dtype, device=device)),
             lower=lower.to(dtype),
             upper=torch.maximum(lower, upper).to(dtype),
-            groups=groups,
             index=torch.where(clauses < 0, atoms, clauses).to(device),
             absent=((clauses < 0).all(2) | (lower > upper).any(1, keepdim=True)).to(device),
             strict=compiled.strict.to(device),
@@ -99,8 +88,8 @@ class Objective:
         )
 
     def margins(self, x: Tensor) -> Tensor:
-        """[B, K] for free inputs [B, n_free]; a NaN counts as far from unsafe, a strict tie as just unmet."""
-        margins = self.graph.evaluate([x[:, self.groups]])[0]
+        """[B, K] for points [B, n_in]; a NaN counts as far from unsafe, a strict tie as just unmet."""
+        margins = self.graph.evaluate([x])[0]
         margins = torch.where(margins.isnan(), torch.inf, margins)
         tiny = torch.finfo(margins.dtype).tiny
         return torch.where((margins == 0) & self.strict, tiny, margins)

@@ -9,8 +9,9 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.attack.implicant import Bounds, InputPart, groups
+from verifier.attack.implicant import Bounds, InputPart
 from verifier.specs.formula import Atom, Relation
+from verifier.specs.ties import connected
 
 _SWEEPS = 50
 
@@ -33,7 +34,7 @@ class Settler:
     def __init__(self, part: InputPart, size: int, grid: np.dtype) -> None:
         self.part = part
         self.grid = grid
-        self.labels = groups(size, part.ties)
+        self.labels = connected(size, part.ties)
         self.lower = np.full(size, -np.inf)
         self.upper = np.full(size, np.inf)
         for bounds in part.bounds:

@@ -60,6 +60,7 @@ class Judge:
         self.inputs = Inputs(query)
         self.networks = {d.name: _resolve(d.name, d.equal_to, networks) for d in query.networks}
         dtypes = {dtype for n in self.networks.values() for dtype in n.input_dtypes}
+        dtypes |= {np.dtype(v.dtype) for v in query.of_kind(Kind.INPUT) if v.dtype in ("float32", "float64")}
         self.grid = max((np.dtype(d) for d in dtypes), key=lambda d: np.finfo(d).eps)
         self.common = Settler(self.inputs.common(), query.size, self.grid)
 

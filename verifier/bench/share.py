@@ -159,7 +159,7 @@ def _problems(queries: Mapping[int, Query]) -> dict[int, Problem]:
 def _cases(compiled: Compiled, rows: np.ndarray) -> Compiled:
     some = torch.from_numpy(rows)
     parts = (compiled.lower[some], compiled.upper[some], compiled.clauses[some])
-    return Compiled(compiled.graph, *parts, compiled.strict)
+    return Compiled(compiled.graph, *parts, compiled.strict, ties=compiled.ties)
 
 
 def _attack(
@@ -181,7 +181,8 @@ def _attack(
         search = Search(_cases(compiled, rows), AttackOptions(seed=options.seed), deadline)
         for count, candidates in enumerate(search.rounds(), 1):
             hits = candidates.scores <= 0
-            points, cases = candidates.points[hits].cpu().numpy(), candidates.cases[hits].tolist()
+            points = compiled.inputs(candidates.points[hits].cpu().numpy())
+            cases = candidates.cases[hits].tolist()
             for point, case in zip(points, cases, strict=True):
                 i = int(owner[rows[case]])
                 if i not in found and (confirmed := judges[i].confirm(point)) is not None:

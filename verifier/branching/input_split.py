@@ -14,6 +14,7 @@ from verifier.branching.bounding import Bounder, few_inputs
 from verifier.branching.domains import Domains
 from verifier.graph import Affine, Elementwise, Graph, Interval
 from verifier.graph.op import Constant, Input
+from verifier.ops.difference import Difference
 
 SENSITIVITY_WORK = 100_000_000
 """Above this many numbers per layer the sensitivities cost more than they tell."""
@@ -70,22 +71,30 @@ def _affine(graph: Graph, position: int, parts: list[Interval]) -> Interval:
 
 
 def _elementwise(op: Elementwise, boxes: list[Interval], parts: list[Interval]) -> Interval:
-    parameters = op.parameters(*boxes)
-    lines = op.relax({n: p.value for n, p in parameters.items()}, *boxes)
     total: Interval | None = None
-    for k, part in enumerate(parts):
-        low = torch.minimum(lines.lower_slopes[k], lines.upper_slopes[k])
-        high = torch.maximum(lines.lower_slopes[k], lines.upper_slopes[k])
-        if len(parts) == 1:
-            for p in parameters.values():
-                low, high = torch.minimum(low, p.lower), torch.maximum(high, p.upper)
-        slope = Interval(low.unsqueeze(1), high.unsqueeze(1))
-        products = [a * b for a in slope for b in part]
+    known = op.derivatives(*boxes)
+    for slope, part in zip(_slopes(op, boxes) if known is None else known, parts, strict=True):
+        products = [a.unsqueeze(1) * b for a in slope for b in part]
         term = Interval(_extreme(products, torch.minimum), _extreme(products, torch.maximum))
         total = term if total is None else Interval(total.lower + term.lower, total.upper + term.upper)
     if total is None:
         raise TypeError(f"{type(op).__name__} has no arguments.")
     return total
+
+
+def _slopes(op: Elementwise, boxes: list[Interval]) -> list[Interval]:
+    """Between what numbers the slopes of an operator's lines lie, per argument."""
+    parameters = op.parameters(*boxes)
+    lines = op.relax({n: p.value for n, p in parameters.items()}, *boxes)
+    found = []
+    for k in range(len(boxes)):
+        low = torch.minimum(lines.lower_slopes[k], lines.upper_slopes[k])
+        high = torch.maximum(lines.lower_slopes[k], lines.upper_slopes[k])
+        if len(boxes) == 1:
+            for p in parameters.values():
+                low, high = torch.minimum(low, p.lower), torch.maximum(high, p.upper)
+        found.append(Interval(low, high))
+    return found
 
 
 def _extreme(tensors: list[Tensor], pick) -> Tensor:
@@ -95,12 +104,15 @@ def _extreme(tensors: list[Tensor], pick) -> Tensor:
     return best
 
 
-def scores(domains: Domains, bounded: Bounded, clauses: Tensor, jacobian: Tensor | None) -> Tensor:
+def scores(
+    domains: Domains, bounded: Bounded, clauses: Tensor, jacobian: Tensor | None, paired: bool = False
+) -> Tensor:
     """The estimated gain of halving each input coordinate: [M, n_in].
 
     Per open atom the geometric mean of what the coordinate contributes to the bound's plane, |a_i| w_i, and the
     most that it may contribute to the margin itself, max |dm / dx_i| w_i; summed over atoms. The first alone is
-    blind where the relaxation is loose, the second where it is tight.
+    blind where the relaxation is loose, the second where it is tight. Where differences of two networks are bounded
+    (`paired`) the second counts alone: planes hardly vary with what both networks read.
     """
     width = (domains.upper - domains.lower).unsqueeze(1)
     live = ~bounded.refuted.unsqueeze(2) & bounded.constants.isfinite()
@@ -109,7 +121,7 @@ def scores(domains: Domains, bounded: Bounded, clauses: Tensor, jacobian: Tensor
         table = clauses[domains.case].clamp(min=0).flatten(1)
         picked = jacobian.gather(2, table.unsqueeze(1).expand(-1, jacobian.shape[1], -1))
         reach = picked.transpose(1, 2).view(slope.shape).double() * live.unsqueeze(3)
-        slope = (slope * reach).sqrt() + 1e-6 * reach
+        slope = reach if paired else (slope * reach).sqrt() + 1e-6 * reach
     return (torch.nan_to_num(slope, nan=0.0, posinf=1e30).flatten(1, 2) * width).sum(1)
 
 
@@ -190,5 +202,6 @@ class InputBrancher:
             whole = (compiled.upper - compiled.lower).to(domains.lower)[domains.case]
             score = shares(domains, bounded, self.bounder.clauses, jacobian, whole)
         else:
-            score = scores(domains, bounded, self.bounder.clauses, jacobian)
+            paired = any(isinstance(graph.nodes[i].op, Difference) for i in self.bounder.elementwise)
+            score = scores(domains, bounded, self.bounder.clauses, jacobian, paired)
         return _where_halved(domains, score + 1e-30)

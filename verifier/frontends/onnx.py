@@ -59,11 +59,12 @@ class OnnxModel:
     kept: Mapping[str, int] = field(default_factory=dict)
 
 
-def load(model: str | Path | bytes, keep: Sequence[str] = ()) -> OnnxModel:
+def load(model: str | Path | bytes, keep: Sequence[str] = (), fused: bool = True) -> OnnxModel:
     """Read and convert a model, given as a path (gzipped or not; ``.gz`` is added or removed when only that file
     exists) or as the file's bytes.
 
-    Fusions make most inner values disappear; those named in `keep` (a node's name, or a value's) stay.
+    Fusions make most inner values disappear; those named in `keep` (a node's name, or a value's) stay. They depend on
+    the weights, and are left out where the network is to be compared with one of the same structure (not `fused`).
     Raises UnsupportedError with all nodes that are not supported, and ModelError for everything else that is wrong
     with the file or the network.
     """
@@ -72,7 +73,7 @@ def load(model: str | Path | bytes, keep: Sequence[str] = ()) -> OnnxModel:
     importer = _Importer(_parse(data, source), source)
     importer.convert()
     graph = importer.graph(keep)
-    folded = fold(share_opposite_neurons(join_signs(fold(graph))))
+    folded = fold(share_opposite_neurons(join_signs(fold(graph)))) if fused else graph
     count = len(importer.proto.graph.output)
     inputs, outputs = importer.inputs, importer.proto.graph.output
     return OnnxModel(

@@ -372,7 +372,8 @@ class Graph:
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Graph:
         """The same graph with its floating constants in another dtype or on another device."""
-        return replace(self, nodes=tuple(replace(n, op=n.op.to(dtype, device)) for n in self.nodes))
+        cast = {id(n.op): n.op.to(dtype, device) for n in self.nodes}  # copies of a network stay one
+        return replace(self, nodes=tuple(replace(n, op=cast[id(n.op)]) for n in self.nodes))
 
     def evaluate(self, inputs: Sequence[Tensor], keep: Sequence[int] | None = None) -> list[Tensor]:
         """Values of the nodes in `keep` (the outputs by default), each [B, *shape].

@@ -340,6 +340,11 @@ class Elementwise(Op):
         """Boolean [B, *shape]: where a tighter interval of argument `index` can tighten the relaxation."""
         return xs[index].upper > xs[index].lower
 
+    def derivatives(self, *xs: Interval) -> tuple[Interval, ...] | None:
+        """Between what numbers the derivatives in the arguments lie, about, where the lines' slopes do not tell: to
+        choose what to split by. None where they do."""
+        return None
+
     def restrict(self, index: Tensor, shape: Shape) -> Elementwise:
         """The operator on the elements `index` [n] (flat positions in `shape`) alone, for arguments of shape [n].
         Raises NotImplementedError where its tensors belong to elements and it does not say how."""

@@ -15,10 +15,13 @@ from torch import Tensor
 from verifier.errors import ModelError
 from verifier.graph import Builder, Graph, Value
 from verifier.graph.op import Shape
+from verifier.ops.arithmetic import add
 from verifier.ops.extremum import maximum, minimum, tree
 from verifier.ops.linear import Linear
 from verifier.ops.movement import reshape, take
-from verifier.ops.select import concat
+from verifier.ops.select import concat, pad
+from verifier.ops.signed import signed
+from verifier.specs.differences import Unit, ValuePair, with_differences
 from verifier.specs.errors import SpecError
 from verifier.specs.formula import And, Or
 from verifier.specs.matching import match
@@ -26,6 +29,7 @@ from verifier.specs.monomials import linearised, used_columns
 from verifier.specs.normalise import normalise
 from verifier.specs.problem import Problem, Tree, count_disjuncts, disjuncts
 from verifier.specs.query import Kind, Query, Variable
+from verifier.specs.ties import Ties, untie
 from verifier.transforms.cells import split_integers
 from verifier.transforms.compare import compare_earlier
 from verifier.transforms.denominators import multiply_by_deviation
@@ -61,6 +65,9 @@ class Compiled:
     Case n is the box `lower[n]`, `upper[n]` (float64 [N, n_in], rounded outward) and `clauses[n]` of int64
     [N, D, C]: a disjunction over D of conjunctions over C of atoms. -1 is padding: within a conjunction it holds
     always, a conjunction of nothing else is absent. `empty_reason` says why, where there is no case at all.
+
+    Where inputs are tied to each other (`specs.ties`), x has the free ones instead, and `inputs` tells what the query's
+    own are.
     """
 
     graph: Graph
@@ -69,12 +76,17 @@ class Compiled:
     clauses: Tensor
     strict: Tensor
     empty_reason: str | None = None
+    ties: Ties | None = None
     _cast: dict[tuple[torch.dtype, str], Graph] = field(default_factory=dict, repr=False)
 
     @cached_property
     def varying(self) -> int:
         """In how many inputs a case's box is wider than a point, at most; there is a case."""
         return int((self.upper > self.lower).sum(1).amax())
+
+    def inputs(self, points: np.ndarray) -> np.ndarray:
+        """All input elements as declared [..., n_in], for points x."""
+        return points if self.ties is None else self.ties.inputs(points)
 
     def graph_on(self, dtype: torch.dtype, device: torch.device) -> Graph:
         """`graph` in a dtype and on a device, made once."""
@@ -92,29 +104,103 @@ def compile_query(query: Query, networks: Mapping[str, Network], problem: Proble
     SpecError and ModelError where query and networks do not fit.
     """
     problem = problem or normalise(query)
+    untied = untie(problem, _owners(query))
+    problem, lower, upper, ties = (
+        (problem, problem.lower, problem.upper, None)
+        if untied is None
+        else (untied.problem, untied.lower, untied.upper, untied.ties)
+    )
     builder = Builder()
-    x = builder.input("x", (problem.inputs,))
-    attached = [_attach(builder, x, query, name, networks) for name in _names(query)]
-    values, first = _join(builder, x, [pair for found in attached for pair in found], problem)
+    source = _Inputs(builder, builder.input("x", (lower.shape[1],)), ties)
+    attached = [_attach(builder, source, query, name, networks) for name in _names(query)]
+    values, first = _join(builder, source, [pair for found in attached for pair in found], problem)
     values, linear = linearised(builder, values, first, problem)
-    margins, atoms = _Margins(builder, values, first, linear).build()
-    middle = torch.from_numpy(problem.lower / 2 + problem.upper / 2)
+    pairs, unit = _pairs(query, attached, problem), _unit(source, lower, upper)
+    values, linear = with_differences(builder, values, first, linear, pairs, unit)
+    margins, atoms = _Margins(builder, values, first, linear, unit is not None).build()
+    lower, upper = torch.from_numpy(lower), torch.from_numpy(upper)
+    middle = lower / 2 + upper / 2
     graph = multiply_by_deviation(compare_earlier(builder.graph(margins)))
     graph = fold(prepare(graph, [middle[:TYPICAL].to(graph.dtype)]))
-    lower, upper, clauses = torch.from_numpy(problem.lower), torch.from_numpy(problem.upper), atoms.clauses
+    clauses = atoms.clauses
     cells = split_integers(graph, lower, upper)
     if cells is not None:
         lower, upper, clauses = cells.lower, cells.upper, clauses[cells.owner]
     graph = fold(scale_by_fixed(graph, lower, upper))
-    return Compiled(graph, lower, upper, clauses, atoms.strict, problem.empty_reason)
+    return Compiled(graph, lower, upper, clauses, atoms.strict, problem.empty_reason, ties)
 
 
 def _names(query: Query) -> list[str]:
     return [network.name for network in query.networks]
 
 
+def _pairs(query: Query, attached: list[list[tuple[Variable, Value]]], problem: Problem) -> list[ValuePair]:
+    """Hidden values and outputs of networks that are equal or isomorphic to one another, with the same of these."""
+    roots = {n.name: n.equal_to or n.isomorphic_to or n.name for n in query.networks}
+    by_root: dict[str, list[list[tuple[Variable, Value]]]] = {}
+    for name, found in zip(_names(query), attached, strict=True):
+        by_root.setdefault(roots[roots[name]], []).append(found)
+    start = {v.name: int(problem.position[v.offset]) for v in query.variables if v.size}
+    return [
+        ValuePair((start[one.name], a), (start[other.name], b))
+        for alike in by_root.values()
+        for k, first in enumerate(alike)
+        for second in alike[k + 1 :]
+        for (one, a), (other, b) in zip(first, second, strict=False)
+        if one.kind is other.kind and one.shape == other.shape
+    ]
+
+
+def _owners(query: Query) -> np.ndarray:
+    """[n_in] which network reads each input element."""
+    names = _names(query)
+    return np.array([names.index(v.network) for v in query.of_kind(Kind.INPUT) for _ in range(v.size)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """The query's inputs as values: all of them are elements of x, or sums of two where they are tied."""
+
+    builder: Builder
+    x: Value
+    ties: Ties | None
+    parts: dict[bytes, Value] = field(default_factory=dict)
+
+    def part(self, start: int, size: int) -> Value:
+        """Elements start to start + size. The same elements of x are the same value."""
+        if self.ties is None:
+            return self._taken(np.arange(start, start + size))
+        base, deviation = (t[start : start + size] for t in (self.ties.base, self.ties.deviation))
+        value = self._taken(base)
+        return value if (deviation < 0).all() else add(self.builder, value, self._taken(deviation))
+
+    def all(self) -> Value:
+        return self.x if self.ties is None else self.part(0, len(self.ties.base))
+
+    def _taken(self, index: np.ndarray) -> Value:
+        """Elements of x, zero where the index is -1."""
+        key = index.tobytes()
+        if key not in self.parts:
+            source, places = self.x, torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64))
+            if (index < 0).any():
+                size = self.builder.shape(source)[0]
+                source, places = pad(self.builder, source, [0], [1]), torch.where(places < 0, size, places)
+            self.parts[key] = take(self.builder, source, lambda t: t[places])
+        return self.parts[key]
+
+
+def _unit(source: _Inputs, lower: np.ndarray, upper: np.ndarray) -> Unit | None:
+    """The one deviation of an input, where there is no other and it has one sign."""
+    places = () if source.ties is None else np.unique(source.ties.deviation[source.ties.deviation >= 0])
+    if len(places) != 1 or not len(lower):
+        return None
+    place = int(places[0])
+    sign = 1 if (lower[:, place] >= 0).all() else -1 if (upper[:, place] <= 0).all() else 0
+    return Unit(source.x, place, sign) if sign else None
+
+
 def _attach(
-    builder: Builder, x: Value, query: Query, name: str, networks: Mapping[str, Network]
+    builder: Builder, source: _Inputs, query: Query, name: str, networks: Mapping[str, Network]
 ) -> list[tuple[Variable, Value]]:
     """The network's graph on its part of x; its declared hidden values and outputs with their values."""
     declaration = next(n for n in query.networks if n.name == name)
@@ -129,8 +215,7 @@ def _attach(
     for variable, position in zip(match(mine, network.inputs, "input", name), graph.inputs, strict=True):
         _check_size(variable, graph.nodes[position].shape, "input")
         start = _place(query, variable, Kind.INPUT)
-        part = take(builder, x, lambda t, a=start, n=variable.size: t[a : a + n])
-        feed[position] = reshape(builder, part, graph.nodes[position].shape)
+        feed[position] = reshape(builder, source.part(start, variable.size), graph.nodes[position].shape)
     placed = builder.embed(graph, feed)
     declared = [v for v in query.of_kind(Kind.OUTPUT) if v.network == name]
     order = match(declared, network.outputs[: len(declared)], "output", name)
@@ -168,7 +253,7 @@ def _check_size(variable: Variable, shape: Shape, what: str) -> None:
 
 
 def _join(
-    builder: Builder, x: Value, found: list[tuple[Variable, Value]], problem: Problem
+    builder: Builder, source: _Inputs, found: list[tuple[Variable, Value]], problem: Problem
 ) -> tuple[Value, int]:
     """The vector v of the problem's columns (inputs, then hidden values, then outputs, in declaration order), from
     the returned column on: inputs that no atom mentions are left out."""
@@ -176,7 +261,7 @@ def _join(
     ordered = [value for _, value in found]
     if ordered and all(column >= problem.inputs for column in used_columns(problem)):
         return concat(builder, ordered, 0), problem.inputs
-    return concat(builder, [x, *ordered], 0), 0
+    return concat(builder, [source.all(), *ordered], 0), 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,8 +273,11 @@ class _Atoms:
 class _Margins:
     """Builds the margins' node and the table of clauses."""
 
-    def __init__(self, builder: Builder, values: Value, first: int, problem: Problem) -> None:
+    def __init__(
+        self, builder: Builder, values: Value, first: int, problem: Problem, rates: bool = False
+    ) -> None:
         self.builder, self.values, self.first, self.problem = builder, values, first, problem
+        self.rates = rates
         self.extra: list[Value] = []
         self.always = False
 
@@ -222,7 +310,9 @@ class _Margins:
         if not self.always and p.atoms:
             matrix, bias = matrix[:-1], bias[:-1]
         index = torch.from_numpy(used - self.first) if len(used) else torch.zeros(1, dtype=torch.int64)
-        return self.builder.add(Linear(matrix, bias), take(self.builder, self.values, lambda t: t[index]))
+        op = Linear(matrix, bias)
+        values = take(self.builder, self.values, lambda t: t[index])
+        return self.builder.add(signed(op) if self.rates else op, values)
 
     def _numbered(self, clauses: Tensor) -> Tensor:
         """Atoms of minima and maxima come after the linear ones."""

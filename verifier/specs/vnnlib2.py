@@ -33,7 +33,9 @@ _INFIX = re.compile(rf"\(\s*({_OPERAND})\s+(<=|<|>=|>|==|!=)\s+({_OPERAND})\s*\)
 _ODD_NUMERAL = re.compile(
     r"(?<=[\s()])(?!-?\d+\.\d+[\s()])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?(?=[\s()])", re.ASCII
 )
-_INTEGER_TYPE = re.compile(r"declare-(?:input|hidden|output)\s+\S+\s+u?int\d+")
+_TYPES = ("real", "Real", "float32", "float64")
+"""Element types that can be verified; networks have no others."""
+_SPELLINGS = {"float": "float32", "double": "float64", "f32": "float32", "f64": "float64"}
 _DECLARED = re.compile(r"declare-(input|hidden|output)\s+([^\s()\[]+)\s+([^\s()\[]+)")
 _PLACE = re.compile(r"line (\d+), column (\d+)(?:: '(.*)')?", re.DOTALL)
 _INSTALL = "pip install vnnlib (it has no wheels for Linux on aarch64; VNN-LIB 1 files need no package)"
@@ -92,22 +94,27 @@ def _check_syntax(text: str) -> None:
         raise SpecError.at(
             text, match.start(2), message, f"write the comparison first: ({relation} {left} {right})"
         )
+    for match in _DECLARED.finditer(unquoted):
+        if match[3] not in _TYPES:
+            known = ", ".join(kind for kind in _TYPES if kind != "Real")
+            hint = f"write {_SPELLINGS[match[3]]}" if match[3] in _SPELLINGS else f"supported are {known}"
+            message = f"the element type {match[3]} of {match[2]} is not supported"
+            raise SpecError.at(text, match.start(3), message, hint)
 
 
 def _official(text: str) -> str:
     """`text` in the spelling that the package accepts, line by line the same."""
     text = _TYPE.sub(r"\1real", text)
     text = _BRACKETS.sub(lambda m: re.sub(r"[ \t\r]+", "", m[0]), text)
-    integers = _INTEGER_TYPE.search(text) is not None
     parts = text.split('"')
-    parts[::2] = [_ODD_NUMERAL.sub(lambda m: _plain(m[0], integers), part) for part in parts[::2]]
+    parts[::2] = [_ODD_NUMERAL.sub(lambda m: _plain(m[0]), part) for part in parts[::2]]
     return '"'.join(parts)
 
 
-def _plain(numeral: str, integers: bool) -> str:
-    """A numeral without exponent and with digits on both sides of a point; integers may stay integers."""
+def _plain(numeral: str) -> str:
+    """A numeral without exponent and with digits on both sides of a point."""
     digits = format(Decimal(numeral), "f")
-    return digits if "." in digits or integers else digits + ".0"
+    return digits if "." in digits else digits + ".0"
 
 
 def _spec_error(message: str, text: str, official: str) -> SpecError:

@@ -12,6 +12,7 @@ from verifier.transforms.composites import write_out
 from verifier.transforms.deviations import bound_deviations
 from verifier.transforms.fuse import fuse
 from verifier.transforms.gates import join_gates
+from verifier.transforms.pairs import carry_differences
 from verifier.transforms.parallel import parallel
 from verifier.transforms.quotients import bound_quotients
 from verifier.transforms.unbatch import unbatch
@@ -28,7 +29,7 @@ def prepare(
     """
     graph = write_out(center_means(graph, points) if points else graph)
     graph = bound_deviations(bound_quotients(graph), points)
-    for change in (*(() if recurrent else (parallel,)), fuse, join_gates, unbatch):
+    for change in (*(() if recurrent else (parallel,)), fuse, join_gates, unbatch, carry_differences):
         changed = change(graph)
         if {node.name for node in changed.nodes}.issuperset(names):
             graph = changed
