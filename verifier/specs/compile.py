@@ -36,6 +36,7 @@ from verifier.transforms.denominators import multiply_by_deviation
 from verifier.transforms.fixed import scale_by_fixed
 from verifier.transforms.fold import fold
 from verifier.transforms.prepare import prepare
+from verifier.transforms.rectified import compare_before_relu
 
 TYPICAL = 16
 """Of as many boxes' middles what is typical of inner values is taken."""
@@ -121,6 +122,7 @@ def compile_query(query: Query, networks: Mapping[str, Network], problem: Proble
     lower, upper = torch.from_numpy(lower), torch.from_numpy(upper)
     middle = lower / 2 + upper / 2
     graph = multiply_by_deviation(compare_earlier(builder.graph(margins)))
+    graph = compare_before_relu(graph, atoms.strict)
     graph = fold(prepare(graph, [middle[:TYPICAL].to(graph.dtype)]))
     clauses = atoms.clauses
     cells = split_integers(graph, lower, upper)
