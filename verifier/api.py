@@ -193,8 +193,7 @@ def prepare_query(
         if unknown:
             raise ModelError(f"the query declares no network {unknown[0]!r}, only {', '.join(declared)}.")
         keep = {name: hidden_names(query, name) for name in model}
-        alike = {name for n in query.networks if n.isomorphic_to for name in (n.name, n.isomorphic_to)}
-        networks = {name: load_network(m, keep[name], name not in alike) for name, m in model.items()}
+        networks = {name: load_network(m, keep[name]) for name, m in model.items()}
     else:
         keep = hidden_names(query, query.networks[0].name) if isinstance(query, Query) else ()
         network = load_network(model, keep)
@@ -204,13 +203,12 @@ def prepare_query(
     return query, networks
 
 
-def load_network(model: Model, keep: Sequence[str] = (), fused: bool = True) -> Network:
-    """The converted network with the inner values `keep`, checked against what it was made from; not `fused` where it
-    is to be compared with one of the same structure."""
+def load_network(model: Model, keep: Sequence[str] = ()) -> Network:
+    """The converted network with the inner values `keep`, checked against what it was made from."""
     if isinstance(model, _ModuleNetwork):
         return model
     if isinstance(model, str | Path | bytes):
-        model = onnx_frontend.load(model, keep, fused)
+        model = onnx_frontend.load(model, keep)
         from verifier.frontends.replay import check
 
         check(model)

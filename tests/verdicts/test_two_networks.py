@@ -217,3 +217,11 @@ def test_a_network_that_falls_somewhere_is_refuted(tmp_path: Path) -> None:
     assert decide({"f": model(good)}, swapped, tmp_path, attack=False).status is Status.UNSAT
     weak = swapped.replace("(< Y[0,0] V[0,0])", "(<= Y[0,0] V[0,0])")
     assert decide({"f": model(good)}, weak, tmp_path).status is Status.SAT
+
+
+def test_one_network_on_one_input_is_never_above_itself(tmp_path: Path) -> None:
+    """Strictly; at most equal it is."""
+    models = {"f": model(make(np.random.default_rng(3), 3, 8, 2), "Tanh")}
+    for relation, status in ((">", Status.UNSAT), (">=", Status.SAT)):
+        text = query("equal-to", 3, 2, [*box("X", 3, 1.0), *equal(3), f"({relation} Y[0,0] V[0,0])"])
+        assert decide(models, text, tmp_path, attack=relation == ">=").status is status

@@ -58,6 +58,15 @@ class OnnxModel:
     source: str
     kept: Mapping[str, int] = field(default_factory=dict)
 
+    def unfused(self) -> OnnxModel:
+        """The model converted without the changes that depend on its weights, for comparing it with one of the same
+        structure; checked like any other."""
+        from verifier.frontends.replay import check
+
+        model = load(self.data, tuple(self.kept), fused=False)
+        check(model)
+        return model
+
 
 def load(model: str | Path | bytes, keep: Sequence[str] = (), fused: bool = True) -> OnnxModel:
     """Read and convert a model, given as a path (gzipped or not; ``.gz`` is added or removed when only that file

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,8 +40,8 @@ from verifier.transforms.rectified import compare_before_relu
 
 TYPICAL = 16
 """Of as many boxes' middles what is typical of inner values is taken."""
-MAX_EXPANDED = 4096
-"""A formula with more disjuncts than this, and than it has leaves, becomes a graph of minima and maxima."""
+MAX_EXPANDED = 32
+"""Of a formula with more disjuncts than this, and than it has leaves, disjunctions are minima in the graph."""
 
 
 class Network(Protocol):
@@ -55,6 +55,13 @@ class Network(Protocol):
     def outputs(self) -> tuple[str, ...]: ...
     @property
     def kept(self) -> Mapping[str, int]: ...
+
+
+@runtime_checkable
+class Fused(Protocol):
+    """A network that was changed at load in ways that depend on its weights."""
+
+    def unfused(self) -> Network: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +125,7 @@ def compile_query(query: Query, networks: Mapping[str, Network], problem: Proble
     values, linear = linearised(builder, values, first, problem)
     pairs, unit = _pairs(query, attached, problem), _unit(source, lower, upper)
     values, linear = with_differences(builder, values, first, linear, pairs, unit)
-    margins, atoms = _Margins(builder, values, first, linear, unit is not None).build()
+    margins, atoms = _Margins(builder, values, first, linear, bool(pairs)).build()
     lower, upper = torch.from_numpy(lower), torch.from_numpy(upper)
     middle = lower / 2 + upper / 2
     graph = multiply_by_deviation(compare_earlier(builder.graph(margins)))
@@ -212,6 +219,9 @@ def _attach(
             f"The query declares the network {name!r}, for which no model was given; name its file with "
             f"--network {name}=FILE."
         )
+    alike = {name for n in query.networks if n.isomorphic_to for name in (n.name, n.isomorphic_to)}
+    if name in alike and isinstance(network, Fused):
+        network = network.unfused()
     mine = [v for v in query.of_kind(Kind.INPUT) if v.network == name]
     graph, feed = network.graph, {}
     for variable, position in zip(match(mine, network.inputs, "input", name), graph.inputs, strict=True):
@@ -276,10 +286,10 @@ class _Margins:
     """Builds the margins' node and the table of clauses."""
 
     def __init__(
-        self, builder: Builder, values: Value, first: int, problem: Problem, rates: bool = False
+        self, builder: Builder, values: Value, first: int, problem: Problem, paired: bool = False
     ) -> None:
         self.builder, self.values, self.first, self.problem = builder, values, first, problem
-        self.rates = rates
+        self.paired = paired
         self.extra: list[Value] = []
         self.always = False
 
@@ -314,7 +324,7 @@ class _Margins:
         index = torch.from_numpy(used - self.first) if len(used) else torch.zeros(1, dtype=torch.int64)
         op = Linear(matrix, bias)
         values = take(self.builder, self.values, lambda t: t[index])
-        return self.builder.add(signed(op) if self.rates else op, values)
+        return self.builder.add(signed(op) if self.paired else op, values)
 
     def _numbered(self, clauses: Tensor) -> Tensor:
         """Atoms of minima and maxima come after the linear ones."""
@@ -322,15 +332,25 @@ class _Margins:
         return torch.where(clauses < -1, shift - 2 - clauses, clauses)
 
     def _conjunctions(self, formula: Tree) -> list[list[int]]:
-        """Disjunctive normal form; what would grow too large becomes a single margin, numbered -2, -3, ..."""
+        """Disjunctive normal form. Where that is large, disjunctions within a conjunction are one margin each, a
+        minimum, numbered -2, -3, ..."""
         if count_disjuncts(formula) <= max(MAX_EXPANDED, _leaves(formula)):
             found = disjuncts(formula)
             if any(not c for c in found):
                 self.always = True
                 return [[self.problem.atoms]]
             return found
+        if isinstance(formula, Or):
+            return [c for child in formula.children for c in self._conjunctions(child)]
+        assert isinstance(formula, And)
+        return [[self._one(child) for child in formula.children]]
+
+    def _one(self, formula: Tree) -> int:
+        """The number of a margin that says whether a formula holds."""
+        if not isinstance(formula, And | Or):
+            return formula
         self.extra.append(reshape(self.builder, self._margin(formula), (1,)))
-        return [[-1 - len(self.extra)]]
+        return -1 - len(self.extra)
 
     def _margin(self, formula: Tree) -> Value:
         if isinstance(formula, And | Or):
