@@ -13,7 +13,7 @@ from torch import Tensor
 
 from verifier.bounds.lines import keeps_factors, sane, through, through_error
 from verifier.graph import Affine, Elementwise, Graph, Interval, Relaxation
-from verifier.graph.coefficients import Coefficients, Dense, Factored, Rows, Several, contract
+from verifier.graph.coefficients import Coefficients, Dense, Factored, Rows, Scattered, Several, contract
 from verifier.graph.op import Constant, Input, Op, Shape, negligible
 from verifier.graph.patches import Patches, image_of, single
 from verifier.sets import InputSet
@@ -126,7 +126,7 @@ def backward(
         if record is not None and position in record:
             record[position] = coefficients.dense()
         if position in how.ends:
-            if not isinstance(coefficients, Rows):
+            if not isinstance(coefficients, Rows | Scattered):
                 coefficients = Dense(coefficients.dense())
             part = _least(coefficients, bounds[position])
             constant, spread, steps = constant + part, spread + part.abs(), steps + 1
@@ -173,7 +173,7 @@ def backward(
             relaxation = relaxations[position] if finite else sane(relaxations[position])
             if isinstance(coefficients, Factored) and not keeps_factors(coefficients, relaxation, node.shape):
                 coefficients = Dense(coefficients.dense())
-            if not isinstance(coefficients, Patches | Factored | Rows):
+            if not isinstance(coefficients, Patches | Factored | Rows | Scattered):
                 coefficients = Dense(coefficients.dense())
             parts, shift = through(coefficients, relaxation, node.shape, finite or relaxation.finite)
             if shift is not None:
@@ -216,11 +216,11 @@ def _is_copy(op: Op, relaxation: Relaxation | None) -> bool:
     )
 
 
-def _least(coefficients: Rows | Dense, x: Interval) -> Tensor:
+def _least(coefficients: Rows | Scattered | Dense, x: Interval) -> Tensor:
     """The forms' minima [B, R] over a box that holds the interval, within the rounding of a middle."""
     middle = x.center
     radius = torch.maximum(x.upper - middle, middle - x.lower)
-    if isinstance(coefficients, Rows):
+    if isinstance(coefficients, Rows | Scattered):
         return coefficients.contract(middle) - coefficients.contract(radius, absolute=True)
     # `absolute` takes sums that are exact enough for error bounds alone.
     return coefficients.contract(middle) - contract(coefficients.values.abs(), radius)

@@ -23,6 +23,7 @@ from verifier.graph.coefficients import (
     Dense,
     Factored,
     Rows,
+    Scattered,
     columns,
     contract,
     dot,
@@ -164,6 +165,8 @@ class _Layout:
             return cls(coefficients, coefficients.values.flatten(2).unsqueeze(2), shape)
         if isinstance(coefficients, Rows):
             return cls(coefficients, coefficients.scale[:, :, None, None], shape)
+        if isinstance(coefficients, Scattered):
+            return cls(coefficients, coefficients.values.unsqueeze(2), shape)
         lines = (*relaxation.lower_slopes, *relaxation.upper_slopes)
         groups = max(t.shape[1] if t.dim() > len(shape) + 1 else 1 for t in lines)
         dense = coefficients.dense()
@@ -172,6 +175,8 @@ class _Layout:
     def line(self, line: Tensor) -> Tensor:
         """[B, *shape] or [B, G, *shape] as [B, 1 or G, 1, N]."""
         if isinstance(self.coefficients, Patches):
+            return self.coefficients.pick(line).unsqueeze(2)
+        if isinstance(self.coefficients, Scattered):
             return self.coefficients.pick(line).unsqueeze(2)
         if isinstance(self.coefficients, Rows):
             index = self.coefficients.index
@@ -186,6 +191,8 @@ class _Layout:
         """Coefficients of the same kind from [B, G, Q, N]."""
         if isinstance(self.coefficients, Patches):
             return self.coefficients.with_values(wide.flatten(1, 2))
+        if isinstance(self.coefficients, Scattered):
+            return Scattered(self.coefficients.index, wide.squeeze(2), self.shape)
         if isinstance(self.coefficients, Rows):
             return Rows(self.coefficients.index.expand(len(wide), -1), wide.flatten(1), self.shape)
         return Dense(wide.reshape(-1, wide.shape[1] * wide.shape[2], *self.shape))

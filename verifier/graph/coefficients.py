@@ -102,12 +102,101 @@ class Rows(Coefficients):
         picked = flat.expand(batch, -1).gather(1, self.index.expand(batch, -1))
         return (self.scale.abs() if absolute else self.scale) * picked
 
+    @property
+    def shared(self) -> bool:
+        """Whether all subdomains are known to have the same index."""
+        return len(self.index) == 1 or self.index.stride(0) == 0
+
+    def scattered(self) -> Scattered:
+        """The same as lists of one entry, where the index is shared."""
+        return Scattered(self.index[0].unsqueeze(1), self.scale.unsqueeze(2), self.shape)
+
     def add(self, other: Coefficients) -> Coefficients:
         """Kinds defined elsewhere know how to take single entries in."""
         if isinstance(other, Rows):
             return Several((self, other))
         known = isinstance(other, (Dense, Diagonal))
         return super().add(other) if known else other.add(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Scattered(Coefficients):
+    """Row r has the entries `values[b, r, e]` at flat positions `index[r, e]` of the node, and zeros elsewhere. A row's
+    positions are different, but for entries that are zero.
+
+    Where an element depends on a few elements of every state (a column of one head), rows of states are of this kind.
+    `values` [B, R, E], `index` int64 [R, E], `shape` the node's.
+    """
+
+    index: Tensor
+    values: Tensor
+    shape: tuple[int, ...]
+
+    @property
+    def roundings(self) -> int:
+        return roundings(self.values.shape[2])
+
+    def dense(self) -> Tensor:
+        flat = self.values.new_zeros(*self.values.shape[:2], math.prod(self.shape))
+        flat = flat.scatter_add(2, self.index.expand_as(self.values), self.values)
+        return flat.view(*flat.shape[:2], *self.shape)
+
+    def pick(self, x: Tensor) -> Tensor:
+        """The numbers of x [B, *shape], or [B, G, *shape] for groups of consecutive rows, that the entries meet:
+        [B, R, E]."""
+        if x.dim() == len(self.shape) + 1 or x.shape[1] == 1:
+            return rows(x)[:, self.index]
+        groups = rows(x, 2)
+        index = self.index.reshape(1, groups.shape[1], -1).expand(len(groups), -1, -1)
+        return groups.gather(2, index).view(len(groups), *self.index.shape)
+
+    def multiply(self, factor: Tensor) -> Scattered:
+        return Scattered(self.index, self.values * self.pick(factor), self.shape)
+
+    def contract(self, x: Tensor, absolute: bool = False) -> Tensor:
+        return summed((self.values.abs() if absolute else self.values) * self.pick(x))
+
+    def add(self, other: Coefficients) -> Coefficients:
+        if isinstance(other, Rows) and other.shared:
+            other = other.scattered()
+        if not isinstance(other, Scattered):
+            return super().add(other)
+        if self.index is other.index or torch.equal(self.index, other.index):
+            return Scattered(self.index, self.values + other.values, self.shape)
+        batch = max(len(self.values), len(other.values))
+        values = torch.cat([t.expand(batch, -1, -1) for t in (self.values, other.values)], 2)
+        return Scattered(torch.cat([self.index, other.index], 1), values, self.shape).merged()
+
+    def merged(self) -> Coefficients:
+        """With entries at one position added up; dense where there are too many."""
+        index, order = self.index.sort(1)
+        fresh = torch.ones_like(index, dtype=torch.bool)
+        fresh[:, 1:] = index[:, 1:] != index[:, :-1]
+        place = fresh.cumsum(1) - 1
+        count = int(place.amax()) + 1 if place.numel() else 0
+        if count * SPARSE > math.prod(self.shape):
+            return Dense(self.dense())
+        if bool(fresh.all()):
+            return self
+        values = self.values.new_zeros(*self.values.shape[:2], count)
+        place = torch.empty_like(place).scatter_(1, order, place)
+        values = values.scatter_add(2, place.expand_as(self.values), self.values)
+        own = index.new_zeros(len(index), count).scatter_(1, place, self.index)
+        return Scattered(own, values, self.shape)
+
+    def moved(self, table: Tensor, shape: tuple[int, ...]) -> Coefficients:
+        """The coefficients of a node of `shape` that this node's element i adds up `table[i]` of, int64 [numel] or
+        [numel, K]."""
+        if table.dim() == 1:
+            return Scattered(table[self.index], self.values, shape).merged()
+        index = table[self.index].flatten(1)
+        if table.shape[1] * self.values.shape[2] * SPARSE > math.prod(shape):
+            return Dense(Scattered(index, self.values.repeat_interleave(table.shape[1], 2), shape).dense())
+        return Scattered(index, self.values.repeat_interleave(table.shape[1], 2), shape).merged()
+
+
+SPARSE = 4
+"""Rows of a node with fewer entries than this part of its elements are kept as entries."""
 
 
 @dataclass(frozen=True, eq=False)

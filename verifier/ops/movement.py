@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Affine, Builder, Value
-from verifier.graph.coefficients import Coefficients, Dense, Diagonal, Factored, Rows
+from verifier.graph.coefficients import Coefficients, Dense, Diagonal, Factored, Rows, Scattered
 from verifier.graph.op import Shape
 from verifier.graph.patches import Patches, Taps, image_of
 
@@ -44,6 +44,8 @@ class Reshape(Affine):
     def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
         if isinstance(coefficients, Rows):
             return Rows(coefficients.index, coefficients.scale, shapes[0])
+        if isinstance(coefficients, Scattered):
+            return replace(coefficients, shape=shapes[0])
         if isinstance(coefficients, Diagonal):
             return Diagonal(coefficients.values.reshape(-1, *shapes[0]))
         if isinstance(coefficients, Patches):
@@ -77,10 +79,10 @@ class Permute(Affine):
         return [permute(builder, cotangent, sorted(range(len(self.axes)), key=self.axes.__getitem__))]
 
     def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
-        if isinstance(coefficients, Rows):
+        if isinstance(coefficients, Rows | Scattered):
             places = torch.arange(math.prod(shapes[0]), device=coefficients.index.device).view(shapes[0])
             places = places.permute(self.axes).flatten()
-            return Rows(places[coefficients.index], coefficients.scale, shapes[0])
+            return replace(coefficients, index=places[coefficients.index], shape=shapes[0])
         return super().backward(coefficients, index, *shapes)
 
 
@@ -147,6 +149,8 @@ class Take(Affine):
     def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
         if isinstance(coefficients, Rows):
             return Rows(self.index[coefficients.index], coefficients.scale, shapes[0])
+        if isinstance(coefficients, Scattered):
+            return coefficients.moved(self.index, shapes[0])
         if isinstance(coefficients, Diagonal):
             scale = coefficients.values.reshape(coefficients.values.shape[0], -1)
             return Rows(self.index.expand(scale.shape[0], -1), scale, shapes[0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Affine, Builder, Value
-from verifier.graph.coefficients import Coefficients, Dense, Factored
+from verifier.graph.coefficients import SPARSE, Coefficients, Dense, Factored, Rows, Scattered
 from verifier.graph.op import Shape
 from verifier.graph.patches import Patches
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
@@ -49,10 +49,21 @@ class Sum(Affine):
     def backward(self, coefficients: Coefficients, index: int, *shapes: Shape) -> Coefficients:
         if isinstance(coefficients, Patches):
             return super().backward(coefficients, index, *shapes)
+        few = coefficients if isinstance(coefficients, Scattered) else None
+        if isinstance(coefficients, Rows) and coefficients.shared and coefficients.index.shape[1] >= FEW_ROWS:
+            few = coefficients.scattered()
+        if few is not None and self.fan_in(*shapes) * SPARSE <= math.prod(shapes[0]):
+            return few.moved(self._table(shapes[0], few.index.device), shapes[0])
         dense = coefficients.dense()
         if dense.shape[1] < FEW_ROWS:
             return Dense(self.transpose(dense, index, *shapes))
         return Factored(((dense, None),), shapes[0])
+
+    def _table(self, shape: Shape, device: torch.device) -> Tensor:
+        """What is added up, per element of the result: flat positions [numel, K]."""
+        places = torch.arange(math.prod(shape), device=device).view(shape)
+        last = tuple(range(-len(self.axes), 0))
+        return places.movedim(self.axes, last).reshape(-1, self.fan_in(shape))
 
     def vjp(
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
