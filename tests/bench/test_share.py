@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 
-from verifier.bench import runner
+from verifier import api
+from verifier.bench import runner, share
 from verifier.bench.instances import by_network, find_instances
 from verifier.bench.record import Record
 from verifier.bench.runner import Resources, run_together
@@ -18,6 +19,7 @@ from verifier.options import Options
 from verifier.results import Result, Status
 from verifier.specs.load import load_query
 from verifier.specs.normalise import normalise
+from verifier.transforms.centers import has_means
 
 
 def test_verdicts_are_those_of_separate_runs(root, tmp_path):
@@ -63,6 +65,36 @@ def test_joined_cases_ask_what_they_asked_alone(root):
     alone = [holds(p.formulas[i], atoms(p)) for p in problems for i in p.formula_index]
     both = [holds(whole.formulas[i], atoms(whole)) for i in whole.formula_index]
     assert np.array_equal(alone, both) and np.any(alone) and not np.all(alone)
+
+
+def test_attention_is_bounded_about_the_middle_of_each_box(root, monkeypatch):
+    """In place of one batch: with the same answers, each query compiled for itself."""
+    compiled = []
+    compile_query = share.compile_query
+    monkeypatch.setattr(share, "has_means", lambda graph: True)
+    monkeypatch.setattr(share, "compile_query", lambda *a: compiled.append(a[0]) or compile_query(*a))
+    data = root / "tests" / "data"
+    told: dict[int, object] = {}
+    specs = [data / f"digits_mlp_{kind}.vnnlib" for kind in ("unsat", "sat", "unsat")]
+    verify_together(
+        data / "digits_mlp.onnx", specs, [60.0] * 3, Options(), lambda i, answer, s: told.update({i: answer})
+    )
+    assert [told[i].status for i in range(3)] == [Status.UNSAT, Status.SAT, Status.UNSAT]  # type: ignore[attr-defined]
+    assert len(compiled) == 3  # all together for the attack, then what it left
+
+
+@pytest.mark.full
+def test_vision_transformers_are_settled_in_the_batch_as_alone(shared):
+    folder = shared / "vnncomp-dev" / "vit"
+    told: dict[int, object] = {}
+    specs = [folder / "vnnlib" / f"pgd_2_3_16_{k}.vnnlib" for k in (1298, 6506)]
+    model = folder / "onnx" / "pgd_2_3_16.onnx"
+    verify_together(model, specs, [100.0] * 2, Options(), lambda i, answer, s: told.update({i: answer}))
+    for result in told.values():
+        assert isinstance(result, Result) and result.status is Status.UNSAT
+        assert set(result.stats.seconds) == {"shared"}
+    network = api.load_network(model)
+    assert has_means(network.graph)
 
 
 # Answers the first two queries it is given, then dies; the marked one never answers.
