@@ -141,3 +141,54 @@ def test_labels_must_be_one_number_per_example(modules, batches) -> None:
     module, (x, y) = modules(), batches()
     with pytest.raises(ModelError, match="one class number per example"):
         IBP()(trace(module, x), x, y.unsqueeze(1), 0.1)
+
+
+def test_a_kept_graph_follows_the_module(images, batches) -> None:
+    """In-place steps, loaded weights, other types and new parameters: always the loss of the module as it is."""
+    module, (x, y) = images(), batches(image=True)
+    net = trace(module, x)
+
+    def check(values: torch.Tensor = x) -> None:
+        module.eval()
+        assert torch.equal(IBP()(net, values, y, 0.1), IBP()(trace(module, values), values, y, 0.1))
+
+    check()
+    assert net._unfilled() is net._unfilled()
+    with torch.no_grad():
+        module[0].weight.mul_(1.5)
+    check()
+    module.load_state_dict({k: 0.5 * v for k, v in module.state_dict().items()})
+    check()
+    module[4].weight = nn.Parameter(module[4].weight.detach() * 2)
+    check()
+    module[8] = nn.Linear(10, 4).double()
+    check()
+    for p in module[0].parameters():
+        p.requires_grad_(False)
+    check()
+    with torch.no_grad():
+        module[0].weight.mul_(2)
+        check()
+    check()
+
+
+def test_graphs_of_computed_weights_are_not_kept(batches) -> None:
+    """The transposed matrix of a recurrent layer, and slopes whose values decide the operator."""
+    x, y = batches()
+
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 4).double())
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ (2 * self.weight)
+
+    for module in (Transposed(), nn.Sequential(nn.Linear(6, 4), nn.PReLU()).double()):
+        net = trace(module, x)
+        before = IBP()(net, x, y, 0.1)
+        with torch.no_grad():
+            for p in module.parameters():
+                p.mul_(-1.5)
+        after = IBP()(net, x, y, 0.1)
+        assert before != after and torch.equal(after, IBP()(trace(module, x), x, y, 0.1))
