@@ -195,7 +195,7 @@ def cases() -> Iterator[Case]:
     ):
         name = f"{act.__name__} {'-'.join(map(str, sizes))}, rising{', with noise' if noise else ''}"
         yield monotone(name, rising(network(sizes, act), noise), sizes[0])
-    yield from acas(2.0, 0.02)
+    yield from acas(1.5, 0.05)
 
 
 def run(case: Case, how: str, timeout: float) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.compute import compute_bounds
+from verifier.bounds.lines import sane
 from verifier.graph import Builder, Graph, Interval, Univariate, Value
 from verifier.ops.alternatives import Alternatives
 from verifier.ops.arithmetic import add, scale_shift, subtract
@@ -19,6 +20,7 @@ from verifier.ops.linear import Linear
 from verifier.ops.movement import reshape, take
 from verifier.ops.piecewise_linear import PRelu, Relu
 from verifier.ops.product import multiply
+from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.select import pad
 from verifier.ops.sigmoid import Sigmoid, Tanh
 from verifier.ops.sign import Sign
@@ -85,6 +87,29 @@ def test_lines_of_a_difference_have_no_intercept_where_it_has_one_sign() -> None
         assert (lines.lower_slopes[2].item(), lines.upper_slopes[2].item()) == ends
         found = op.interval(a, b, d)
         assert (found.lower.item() >= 0) == (low >= 0) and (found.upper.item() <= 0) == (high <= 0)
+
+
+@pytest.mark.parametrize("kind", [Difference, Secant])
+def test_slopes_say_nothing_across_a_pole(kind: type[Difference | Secant]) -> None:
+    """1 / x on both sides of zero: every derivative is negative, and the difference is positive."""
+    a, b = (Interval(torch.tensor([[x - 0.5]]), torch.tensor([[x + 0.5]])) for x in (-1.5, 1.5))
+    third = Interval(torch.tensor([[2.0]]), torch.tensor([[4.0]]))
+    op = kind(Reciprocal(), (1,))
+    at = [torch.full((1, 1), v) for v in (-1.5, 1.5, 3.0)]
+    truth = float(op.forward(*at))
+    assert truth > 0
+    found = op.interval(a, b, third)
+    assert found.lower <= truth <= found.upper
+    lines = sane(op.relax({n: p.value for n, p in op.parameters(a, b, third).items()}, a, b, third))
+    assert lines.lower_intercept is not None and lines.upper_intercept is not None
+    low, high = (
+        sum(float(s * x) for s, x in zip(slopes, at, strict=True)) + float(level)
+        for slopes, level in (
+            (lines.lower_slopes, lines.lower_intercept),
+            (lines.upper_slopes, lines.upper_intercept),
+        )
+    )
+    assert low <= truth + 1e-6 and high >= truth - 1e-6
 
 
 @pytest.mark.parametrize("of", [Relu(), PRelu(torch.tensor(-0.3)), Tanh(), Sigmoid(), Exp()])

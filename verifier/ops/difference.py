@@ -84,7 +84,12 @@ class _Slopes(Elementwise):
                 known.append(xs[0])  # without rounding: the ends are often exact
             else:
                 known.append(node.op.interval(*xs))
-        found = known[graph.outputs[0]]
+        found = known[graph.outputs[0]].sanitise()
+        outside = self.of.outside(x)
+        if outside is not None:  # between both sides of a pole there is no mean value
+            found = Interval(
+                torch.where(outside, -torch.inf, found.lower), torch.where(outside, torch.inf, found.upper)
+            )
         return found.map(lambda t: t.expand(np.broadcast_shapes(t.shape, x.lower.shape)))
 
     def _along(self, *xs: Interval) -> tuple[_Line, _Line]:
