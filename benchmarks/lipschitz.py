@@ -1,12 +1,18 @@
 """Local Lipschitz constants of digit classifiers: product of norms, RecurJac, and this project's bounds.
 
     python -m benchmarks.lipschitz [--networks NAME ...] [--radii R ...] [--images N] [--seconds S] [--norm inf|2|1]
+                                   [--jobs J] [--families] [--widths]
 
 MLPs of ReLU layers (3x20, 3x64, 5x128) and a CNN of four layers are trained on scikit-learn's digits (seeded, pixels in
 [0, 1]). For boxes of three radii around held-out digits: the product of the layers' norms (which holds everywhere),
 bounds in the manner of RecurJac (Zhang et al. 2019: CROWN for neurons, entries of the Jacobian backwards; where a
 neuron is undecided and the sign of what comes from behind is open, its interval), CROWN and optimised bounds of the
-norm, S seconds of branch and bound, and the norm of a gradient in the box. Medians over images; seconds in brackets.
+norm, S seconds for everything with branch and bound, and the norm of a gradient in the box. Medians over images;
+seconds in brackets.
+
+`--families`: the margin of the class over the next of the recurrent digit classifiers (vnncomp/benchmarks/
+gated_sequences). `--widths`: the mean width of bounds of all entries of an untrained MLP's Jacobian (10-64-64-64-3), as
+bound propagation tools give them, beside sampled ones.
 """
 
 from __future__ import annotations
@@ -15,7 +21,9 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -23,6 +31,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import machine
+from benchmarks.families import held_out, network_file
+from verifier import api
 from verifier.frontends.torch import trace
 from verifier.graph import Graph, Interval, Parameter
 from verifier.graph.builder import rewritten
@@ -31,7 +41,8 @@ from verifier.jacobian.objective import Norm, Objective, gradients
 from verifier.ops.switched import Switched
 from verifier.sets import Box
 
-RADII = (0.01, 0.03, 0.1)
+RADII = (0.03, 0.1, 0.2)
+FAMILIES = ("LSTM", "GLA", "DeltaNet")
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -150,7 +161,8 @@ def measure(name: str, radius: float, count: int, norm: Norm, seconds: float) ->
         put("product", product_of_norms(net, norm), 0.0)
         start = time.monotonic()
         put("RecurJac", recurjac(graph, box, norm, rows, Effort()), time.monotonic() - start)
-        effort = Effort(deadline=time.monotonic() + seconds, gap=1e-3)
+        methods = tuple(m for m in Method if m not in (Method.PRODUCT, Method.SEMIDEFINITE))
+        effort = Effort(methods, deadline=time.monotonic() + seconds, gap=1e-3)
         result = lipschitz(graph, [box], norm, rows, effort)
         for bound in result.bounds:
             put(bound.method.value, bound.value, bound.seconds)
@@ -158,6 +170,51 @@ def measure(name: str, radius: float, count: int, norm: Norm, seconds: float) ->
         put("lower", result.lower, 0.0)
         put("domains", float(result.domains), 0.0)
     return found
+
+
+def family(name: str, form: str, radius: float, norm: Norm, seconds: float) -> Mapping[str, list[float]]:
+    """The margin of one held-out digit of a recurrent classifier."""
+    graph = api.load_network(str(network_file(name, form))).graph
+    x, y = held_out(graph, 1)
+    scores = graph.evaluate([x[:1].double()])[0].flatten()
+    label = int(y[0])
+    scores[label] = -torch.inf
+    row = torch.zeros(1, len(scores), dtype=torch.float64)
+    row[0, label], row[0, int(scores.argmax())] = 1.0, -1.0
+    box = Box.around(x[:1].float(), radius)
+    methods = (Method.INTERVAL, Method.CROWN, Method.OPTIMISED, Method.SEARCH)
+    result = lipschitz(graph, [box], norm, row, Effort(methods, time.monotonic() + seconds, gap=1e-3))
+    found: dict[str, list[float]] = {}
+    for bound in result.bounds:
+        found[bound.method.value], found[f"{bound.method.value} s"] = [bound.value], [bound.seconds]
+    found |= {"upper": [result.upper], "upper s": [result.seconds], "lower": [result.lower]}
+    return found | {"domains": [float(result.domains)]}
+
+
+def widths(radii: Sequence[float], seeds: int = 5) -> None:
+    """The table of `--widths`."""
+    print("| radius | interval | crown | alpha-crown | sampled |\n| --- | ---: | ---: | ---: | ---: |")
+    for radius in radii:
+        columns: dict[str, list[float]] = {}
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            net = nn.Sequential(
+                *[nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU()],
+                *[nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3)],
+            )
+            asked = gradients(trace(net, torch.zeros(1, 10)).graph(torch.float64), torch.eye(3))
+            box = Box.around(torch.zeros(1, 1, 10), radius)
+            for method in (Method.INTERVAL, Method.CROWN, Method.OPTIMISED):
+                entries = root_intervals(asked, [box], method, Effort())
+                columns.setdefault(method.value, []).append(float((entries.upper - entries.lower).mean()))
+            x = radius * (2 * torch.rand(20_000, 1, 10, dtype=torch.float64) - 1)
+            with torch.no_grad():
+                values = torch.stack(
+                    [asked.raw.evaluate([x, s.expand(len(x), *s.shape)])[0] for s in asked.seeds]
+                )
+            columns.setdefault("sampled", []).append(float((values.amax(1) - values.amin(1)).mean()))
+        cells = [f"{statistics.median(values):.3g}" for values in columns.values()]
+        print(f"| {radius:g} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -169,23 +226,39 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--norm", default="inf", choices=["inf", "2", "1"])
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--families", action="store_true")
+    parser.add_argument("--widths", action="store_true")
     arguments = parser.parse_args()
     print(machine())
-    columns = ("product", "RecurJac", "interval", "crown", "alpha-crown", "upper", "lower")
-    print(f"\n| network | radius | {' | '.join(columns)} | gap | domains |\n|{' --- |' * 2}{' ---: |' * 9}")
-    for name in arguments.networks:
-        for radius in arguments.radii:
-            found = measure(name, radius, arguments.images, arguments.norm, arguments.seconds)
+    if arguments.widths:
+        widths(arguments.radii)
+        return
+    norm, seconds = arguments.norm, arguments.seconds
+    names = ["product", "RecurJac", "interval", "crown", "alpha-crown", "upper", "lower"]
+    names = names[2:] if arguments.families else names
+    head = " | ".join(names)
+    print(f"\n| network | radius | {head} | gap | domains |\n|{' --- |' * 2}{' ---: |' * (len(names) + 2)}")
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        rows = []
+        for name in FAMILIES if arguments.families else arguments.networks:
+            for radius in arguments.radii:
+                if arguments.families:
+                    job = pool.submit(family, name, "recurrent", radius, norm, seconds)
+                else:
+                    job = pool.submit(measure, name, radius, arguments.images, norm, seconds)
+                rows.append((name, radius, job))
+        for name, radius, job in rows:
+            found = job.result()
 
             def middle(column: str, found: Mapping[str, list[float]] = found) -> float:
                 return statistics.median(found.get(column, [float("nan")]))
 
-            cells = [f"{middle(c):.4g} ({middle(f'{c} s'):.1f})" for c in columns]
+            cells = [f"{middle(c):.4g} ({middle(f'{c} s'):.1f})" for c in names[:-1]]
+            cells.append(f"{middle('lower'):.4g}")
             gap = middle("upper") / middle("lower")
-            print(
-                f"| {name} | {radius:g} | {' | '.join(cells)} | {gap:.2f} | {middle('domains'):.0f} |",
-                flush=True,
-            )
+            line = f"| {name} | {radius:g} | {' | '.join(cells)} | {gap:.2f} | {middle('domains'):.0f} |"
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ from verifier.jacobian.lipschitz import Effort, Lipschitz, Method, Upper
 from verifier.jacobian.lipschitz import lipschitz as graph_constant
 from verifier.jacobian.monotone import Signs, signs
 from verifier.jacobian.objective import Norm
-from verifier.options import Options
+from verifier.options import LipschitzMethod, Options
 from verifier.sets import InputSet
 from verifier.strategy import device_of
 
-LipschitzMethod = Literal["auto", "interval", "crown", "alpha-crown", "branch-and-bound"]
 _NORMS: dict[object, Norm] = {math.inf: "inf", 2: "2", 1: "1", "inf": "inf", "2": "2", "1": "1"}
 
 
@@ -48,7 +47,8 @@ def lipschitz(
     in it; None asks for all x and y. `norm` is inf, 2 or 1, on both sides. f is the network, its output number `output`
     (of the flattened first output), or for `margin` = (i, j) output i less output j. `method` "auto" goes from cheap to
     tight until the upper bound is at most `gap` times the lower one, or `timeout` seconds have passed; another one is
-    the tightest to use. Several inputs of a network count as one vector. `report` is called with every bound found.
+    the tightest to use, "semidefinite" (extra `sdp`, for chains of layers) the only one. Several inputs of a network
+    count as one vector. `report` is called with every bound found.
 
     Of several outputs the 2-norm is bounded by that of their entries' intervals and by the Frobenius norm. Raises
     VerifierError for bad input and for operators without a derivative; where none is finite the result says why.
@@ -170,6 +170,8 @@ def _methods(method: LipschitzMethod) -> tuple[Method, ...]:
     every = tuple(Method)
     if method == "auto":
         return every
+    if method == "semidefinite":
+        return (Method.SEMIDEFINITE,)
     try:
         return every[: every.index(Method(method)) + 1]
     except ValueError:

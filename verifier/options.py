@@ -12,6 +12,9 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "float64"]
 Method = Literal["auto", "interval", "crown", "alpha-crown"]
 BoundMethod = Literal["interval", "forward", "crown-ibp", "crown", "alpha-crown"]
+LipschitzMethod = Literal[
+    "auto", "product-of-norms", "interval", "crown", "alpha-crown", "semidefinite", "branch-and-bound"
+]
 Branching = Literal["auto", "input", "activation", "babsr", "fsb", "bbps"]
 LinearSolver = Literal["highs", "gurobi"]
 

@@ -11,7 +11,7 @@ from verifier.cli.bounds import input_set
 from verifier.cli.dataset import read_array
 from verifier.cli.verify import existing
 from verifier.errors import OptionsError, VerifierError
-from verifier.options import Device, Dtype, Options
+from verifier.options import Device, Dtype, LipschitzMethod, Options
 from verifier.report.columns import columns
 
 if TYPE_CHECKING:
@@ -35,8 +35,12 @@ def command(
     output: Annotated[int | None, typer.Option(metavar="I", help="Only this output.")] = None,
     margin: Annotated[tuple[int, int] | None, typer.Option(metavar="I J", help=_MARGIN)] = None,
     until: Annotated[
-        Literal["auto", "interval", "crown", "alpha-crown", "branch-and-bound"],
-        typer.Option(help="The tightest bounds to try; auto goes on until --gap or --timeout."),
+        LipschitzMethod,
+        typer.Option(
+            metavar="METHOD",
+            help="The tightest bounds to try: product-of-norms, interval, crown, alpha-crown, branch-and-bound; "
+            "auto goes on until --gap or --timeout, semidefinite (extra sdp) tries no other.",
+        ),
     ] = "auto",
     gap: Annotated[float, typer.Option(help="Upper over lower bound that is good enough.")] = 1.001,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write what was found as JSON.")] = None,

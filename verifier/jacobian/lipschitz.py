@@ -14,13 +14,19 @@ import torch
 from torch import Tensor
 
 from verifier.bounds.alpha import AlphaOptions
+from verifier.bounds.backward import OutOfTime
 from verifier.bounds.compute import compute_bounds
 from verifier.bounds.interval import interval_bounds
+from verifier.errors import OptionsError
 from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.precision import full_precision
+from verifier.jacobian.chain import ChainError
 from verifier.jacobian.everywhere import everywhere
 from verifier.jacobian.maximise import Limits, maximise
 from verifier.jacobian.objective import Norm, Objective, gradients, objective
+from verifier.jacobian.reading import chain
+from verifier.jacobian.semidefinite import bound as semidefinite
+from verifier.jacobian.semidefinite import layerwise, product_of_norms
 from verifier.jacobian.witness import Climber
 from verifier.ops.choice import Choice
 from verifier.options import BoundMethod
@@ -30,6 +36,11 @@ from verifier.transforms.composites import write_out
 SAMPLES, ROUNDS = 2048, 200
 CLIMB_SHARE = 0.15
 """Of the time, for the lower bound."""
+ELLIPSOIDS = 512
+"""Layers of no more values than this are also taken as ellipsoids, which takes seconds for more."""
+SEMIDEFINITE_SHARE = 0.3
+"""Of the time that is left."""
+ORDERS: dict[Norm, float] = {"inf": math.inf, "2": 2, "1": 1}
 ROWS = 256
 """Seeds bounded at a time."""
 
@@ -37,9 +48,11 @@ ROWS = 256
 class Method(Enum):
     """How an upper bound was found, from cheap to tight."""
 
+    PRODUCT = "product-of-norms"
     INTERVAL = "interval"
     CROWN = "crown"
     OPTIMISED = "alpha-crown"
+    SEMIDEFINITE = "semidefinite"
     SEARCH = "branch-and-bound"
 
     @property
@@ -49,10 +62,12 @@ class Method(Enum):
 
 
 _TEXT = {
+    Method.PRODUCT: "the layers' norms and slopes multiplied, or layer-wise ellipsoids (chains only)",
     Method.INTERVAL: "intervals of the Jacobian's entries",
     Method.CROWN: "linear bounds of the norm through the backward pass",
     Method.OPTIMISED: "the same with optimised slopes",
-    Method.SEARCH: "the same on parts of the set",
+    Method.SEMIDEFINITE: "a semidefinite programme over the layers (chains only; extra sdp)",
+    Method.SEARCH: "linear bounds on parts of the set",
 }
 
 
@@ -189,8 +204,12 @@ class _Local:
             if self._closed() or (time.monotonic() > effort.deadline and self._bounds):
                 break
             start = time.monotonic()
-            value = self._search(box) if method is Method.SEARCH else self._root(method)
-            self._keep(Upper(method, value, time.monotonic() - start))
+            try:
+                value = self._value(method, box)
+            except OutOfTime:
+                value = None
+            if value is not None:
+                self._keep(Upper(method, value, time.monotonic() - start))
         reason = ""
         if not math.isfinite(self._upper):
             reason = "A derivative may be infinite in this set; a smaller one that leaves out such points may help."
@@ -205,6 +224,13 @@ class _Local:
             self._question.exact,
             reason,
         )
+
+    def _value(self, method: Method, box: Interval) -> float | None:
+        if method is Method.SEARCH:
+            return self._search(box)
+        if method in (Method.PRODUCT, Method.SEMIDEFINITE):
+            return by_layers(self._graph, self._sets, method, self._norm, self._rows, self._effort)
+        return self._root(method)
 
     def _closed(self) -> bool:
         return self._upper <= self._reached() * (1 + self._effort.gap)
@@ -282,7 +308,7 @@ BOUNDS: dict[Method, BoundMethod] = {
 
 
 def alpha_options(effort: Effort) -> AlphaOptions:
-    return AlphaOptions(memory=effort.memory // 4)
+    return AlphaOptions(memory=effort.memory // 4, deadline=effort.deadline)
 
 
 def _global(
@@ -299,17 +325,22 @@ def _global(
     bounds: list[Upper] = []
     finite = all(bool(t.isfinite().all()) for r in ranges for t in r)
     for method in effort.methods if finite else ():
-        if method is Method.SEARCH:
+        if method is Method.SEARCH or time.monotonic() > effort.deadline:
             continue
         start = time.monotonic()
-        asked = Objective(free, question.seeds, question.power, question.exact)
-        values = root_values(asked, [Box(r.lower, r.upper) for r in ranges], method, effort)
-        value = raised(float(values.max()), question.power)
-        if not question.exact:
-            entries = gradients(graph, rows)
-            part, reach = everywhere(entries.raw)
-            sets = [Box(r.lower, r.upper) for r in reach]
-            value = min(value, _by_entries(Objective(part, entries.seeds), sets, method, effort))
+        try:
+            if method in (Method.PRODUCT, Method.SEMIDEFINITE):
+                value = by_layers(graph, None, method, norm, rows, effort)
+            else:
+                sets = [Box(r.lower, r.upper) for r in ranges]
+                asked = Objective(free, question.seeds, question.power, question.exact)
+                value = raised(float(root_values(asked, sets, method, effort).max()), question.power)
+                if not question.exact:
+                    value = min(value, _entries_everywhere(graph, rows, method, effort))
+        except OutOfTime:
+            break
+        if value is None:
+            continue
         bounds.append(Upper(method, value, time.monotonic() - start))
         if report is not None:
             report(bounds[-1])
@@ -323,9 +354,45 @@ def _global(
     )
 
 
+def _entries_everywhere(graph: Graph, rows: Tensor, method: Method, effort: Effort) -> float:
+    entries = gradients(graph, rows)
+    part, ranges = everywhere(entries.raw)
+    sets = [Box(r.lower, r.upper) for r in ranges]
+    return _by_entries(Objective(part, entries.seeds), sets, method, effort)
+
+
 def _by_entries(entries: Objective, sets: Sequence[InputSet], method: Method, effort: Effort) -> float:
     """Of several outputs: a bound of the 2-norm from intervals of all entries."""
     return spectral(root_intervals(entries, sets, method, effort))
+
+
+def by_layers(
+    graph: Graph,
+    sets: Sequence[InputSet] | None,
+    method: Method,
+    norm: Norm,
+    rows: Tensor,
+    effort: Effort,
+) -> float | None:
+    """What is proved of the network as a chain of layers; None where it is no chain, or no solver is installed and
+    others are tried as well."""
+    region = None if sets is None else sets[0].to(torch.float64)
+    if len(graph.inputs) != 1:
+        return None
+    try:
+        layers = chain(graph, region).followed(rows)
+        if method is Method.PRODUCT:
+            simple = product_of_norms(layers, ORDERS[norm])
+            small = norm == "2" and max([layers.inputs, *[k.outputs for k in layers.layers]]) <= ELLIPSOIDS
+            return min(simple, layerwise(layers)) if small else simple
+        left = max(effort.deadline - time.monotonic(), 0.0)
+        return semidefinite(layers, ORDERS[norm], seconds=SEMIDEFINITE_SHARE * left)
+    except ChainError:
+        return None
+    except OptionsError:
+        if tuple(effort.methods) == (method,):
+            raise
+        return None
 
 
 class Jumps(NamedTuple):

@@ -17,6 +17,10 @@ CHUNK = 1 << 22
 """Numbers of one batch of points, about."""
 KEPT = 32
 """Points that are climbed from."""
+SAMPLED = 128
+"""Points between two looks at the time."""
+CHECKED = 4
+"""Points of a batch, at most, that are looked at closely."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +35,7 @@ class Witness:
 class Climber:
     """Evaluates an objective in float64 and remembers the best point.
 
-    Values are lower ends of intervals, rounding included: at a kink those of all gradients beside it count.
+    What is remembered are lower ends of intervals, rounding included: at a kink all gradients beside it count.
     """
 
     def __init__(self, objective: Objective, device: torch.device) -> None:
@@ -43,34 +47,36 @@ class Climber:
     @torch.no_grad()
     def values(self, points: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The objective at `points` [M, n_in], -inf where it is not finite, and the seed that gives it, each [M]; of
-        the seeds [M] where these are given."""
+        the seeds [M] where these are given. Those that seem to be the best are evaluated again with their rounding."""
         found, which = [], []
         every = len(self._seeds) if seeds is None else 1
-        for rows in torch.arange(len(points), device=points.device).split(
-            max(1, CHUNK // (self._size * every))
-        ):
-            part = points[rows]
+        rows = torch.arange(len(points), device=points.device)
+        for part in rows.split(max(1, CHUNK // (self._size * every))):
+            x = points[part]
             if seeds is None:
-                x = part.repeat_interleave(every, 0)
-                seed = self._seeds.repeat(len(part), 1)
+                x, seed = x.repeat_interleave(every, 0), self._seeds.repeat(len(part), 1)
             else:
-                x, seed = part, self._seeds[seeds[rows]]
-            at = torch.cat([x, seed], 1)
-            value = interval_bounds(self._graph, [Interval(at, at)])[self._graph.outputs[0]].lower
-            best = torch.nan_to_num(
-                value.flatten(1).amax(1), nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf
-            )
-            best = best.expand(len(at)).reshape(len(part), every)
-            top = best.max(1)
+                seed = self._seeds[seeds[part]]
+            value = self._graph.evaluate([torch.cat([x, seed], 1)])[0].flatten(1).amax(1)
+            top = _finite(value).expand(len(x)).reshape(len(part), every).max(1)
             found.append(top.values)
-            which.append(top.indices if seeds is None else seeds[rows])
+            which.append(top.indices if seeds is None else seeds[part])
         value, seed = torch.cat(found), torch.cat(which)
-        self._remember(points, value, seed)
+        best = -math.inf if self.best is None else self.best.value
+        better = value.topk(min(CHECKED, len(value))).indices
+        better = better[value[better] > best]
+        if len(better):
+            value = value.index_copy(0, better, self._sure(points[better], seed[better]))
+            self._remember(points[better], value[better], seed[better])
         return value, seed
 
+    def _sure(self, points: Tensor, seeds: Tensor) -> Tensor:
+        """Lower ends of intervals of the values."""
+        at = torch.cat([points, self._seeds[seeds]], 1)
+        value = interval_bounds(self._graph, [Interval(at, at)])[self._graph.outputs[0]].lower
+        return _finite(value.flatten(1).amax(1)).expand(len(at)).clone()
+
     def _remember(self, points: Tensor, value: Tensor, seed: Tensor) -> None:
-        if not len(value):
-            return
         k = int(value.argmax())
         top = float(value[k])
         if math.isfinite(top) and (self.best is None or top > self.best.value):
@@ -89,7 +95,12 @@ class Climber:
         points = box.lower + random(samples) * width
         points[: samples // 2] = torch.where(random(samples // 2) < 0.5, box.lower, box.upper)  # and corners
         points = torch.cat([box.center, points.lerp(box.center, 1e-6)])
-        value, which = self.values(points)
+        parts = []
+        for part in points.split(SAMPLED):
+            parts.append(self.values(part))
+            if time.monotonic() > deadline:
+                break
+        value, which = (torch.cat(t) for t in zip(*parts, strict=True))
         order = value.argsort(descending=True)[:KEPT]
         points, value, which = points[order], value[order], which[order]
         for k in range(rounds):
@@ -103,3 +114,7 @@ class Climber:
             better = new > value
             points = torch.where(better.unsqueeze(1), tried, points)
             value = torch.where(better, new, value)
+
+
+def _finite(value: Tensor) -> Tensor:
+    return torch.nan_to_num(value, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
