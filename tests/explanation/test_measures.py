@@ -93,7 +93,9 @@ def test_disjuncts_in_the_query_s_words(case) -> None:
     words, compiled = Words(query, normalise(query)), compile_query(query, networks)
     atoms = [[k for k in row if k >= 0] for row in compiled.clauses[0].tolist()]
     assert sorted(words.conjunction(k) for k in atoms) == ["X_1 < 2*Y_0 + Y_1 - 3", "Y_2 < Y_1"]
-    assert words.conjunction([0] * 5).endswith(" and 2 more") and words.atom(99) == "the formula"
+    assert (
+        words.conjunction([0] * 5).endswith(" and 2 more") and words.atom(99) == "another part of the query"
+    )
     least = Property(box, Y[0] <= 5)
     query, _ = api.prepare_query(case.model, least)
     assert Words(query, normalise(query)).atom(0) == "Y_0 > 5"

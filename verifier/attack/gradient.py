@@ -163,7 +163,7 @@ class Search:
     def best_points(self) -> tuple[Tensor, Tensor]:
         """The best point of each case so far, float64 [N, n_in], and its score [N]; infinite before any."""
         every = torch.arange(len(self.lower), device=self.lower.device)
-        points = self._point(self.best_unit, every)[:, self.objective.groups].double()
+        points = self._point(self.best_unit, every).double()
         return torch.minimum(torch.maximum(points, self.limits[0]), self.limits[1]), self.best_score
 
     def nothing(self) -> Candidates:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from verifier import api
 from verifier.attack.gradient import AttackOptions, Search
-from verifier.attack.implicant import tied_inputs
 from verifier.attack.replay import Judge
 from verifier.bounds.backward import OutOfTime
 from verifier.bounds.final import AscentOptions
@@ -88,9 +87,7 @@ def explain(
         result = _finished(result)
         if result.holds is None:
             judge = None if not options.attack else Judge(query, networks)
-            found = _Measuring(query, compiled, Words(query, problem), options, clock, judge).of(
-                result, search
-            )
+            found = _Measuring(compiled, Words(query, problem), options, clock, judge).of(result, search)
         else:
             found = Explanation(result, phases=clock.seconds)
     return replace(found, hints=hints(found, options))
@@ -134,14 +131,13 @@ class _Measuring:
 
     def __init__(
         self,
-        query: Query,
         compiled: Compiled,
         words: Words,
         options: Options,
         clock: _Clock,
         judge: Judge | None,
     ) -> None:
-        self.query, self.compiled, self.words = query, compiled, words
+        self.compiled, self.words = compiled, words
         self.options, self.clock, self.judge = options, clock, judge
         self.device = device_of(options)
         dtype = torch.float64 if options.dtype == "float64" else torch.float32
@@ -163,7 +159,9 @@ class _Measuring:
             return self._decided(Result(Status.SAT, None, found, stats=result.stats), total)
         region, shares = None, torch.full((len(left),), torch.nan, dtype=torch.float64)
         if search is not None and not search.stuck and len(search):
-            region, shares = remainder(self.compiled, search, left, self.words.inputs(), self.options.seed)
+            region, shares = remainder(
+                self.compiled, search, left, self.words.inputs(self.compiled.ties), self.options.seed
+            )
         self.clock.done("region")
         table = self._layers(worst, points)
         self.clock.done("layers")
@@ -224,15 +222,9 @@ class _Measuring:
         nothing = torch.full((len(left),), torch.inf, dtype=torch.float64)
         if self.judge is None:
             return nothing, alone.lower[:0], None
-        groups = tied_inputs(self.query)
-        attack = Search(
-            alone,
-            AttackOptions(seed=self.options.seed + 1),
-            self.clock.until("attack"),
-            None if groups is None else torch.from_numpy(groups),
-        )
+        attack = Search(alone, AttackOptions(seed=self.options.seed + 1), self.clock.until("attack"))
         for found in attack.rounds():
-            for point in found.points[found.scores <= 0].cpu().numpy():
+            for point in self.compiled.inputs(found.points[found.scores <= 0].cpu().numpy()):
                 counterexample = self.judge.confirm(point)
                 if counterexample is not None:
                     return nothing, alone.lower[:0], counterexample

@@ -8,6 +8,7 @@ import numpy as np
 
 from verifier.specs.problem import Problem
 from verifier.specs.query import Query
+from verifier.specs.ties import Ties
 
 TERMS, ATOMS = 4, 3
 """A longer sum or conjunction ends with how much more there is."""
@@ -20,9 +21,19 @@ class Words:
         self._query, self._problem = query, problem
         self._flat = np.argsort(problem.position)
 
-    def inputs(self) -> list[str]:
-        """The names of all input elements, in order."""
-        return [self._name(column) for column in range(self._problem.inputs)]
+    def inputs(self, ties: Ties | None = None) -> list[str]:
+        """The names of all input elements, in order; where some are tied to others, of the free ones: an input, or
+        by how much one deviates from another."""
+        names = [self._name(column) for column in range(self._problem.inputs)]
+        if ties is None:
+            return names
+        free = [""] * ties.free
+        for name, base, deviation in zip(names, ties.base.tolist(), ties.deviation.tolist(), strict=True):
+            if deviation < 0:
+                free[base] = free[base] or name
+            else:
+                free[deviation] = free[deviation] or f"deviation of {name}"
+        return free
 
     def conjunction(self, atoms: Sequence[int]) -> str:
         """What a disjunct asks for."""
@@ -34,7 +45,7 @@ class Words:
         """One comparison, with what is subtracted on the other side."""
         p = self._problem
         if number >= p.atoms:
-            return "the formula"  # compiled into one margin: too many disjuncts to tell apart
+            return "another part of the query"  # of many disjuncts as one margin, or a bound of tied inputs
         mine = p.rows == number
         terms = [(float(v), self._name(c)) for v, c in zip(p.values[mine], p.cols[mine], strict=True)]
         for part in p.nonlinear:
