@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,8 @@ from verifier.explanation import explain as module
 from verifier.explanation.advice import hints
 from verifier.explanation.findings import Disjunct, Explanation, Kind, Layer, Radius, Region
 from verifier.results import Reason, Result, Stats
+from verifier.specs.load import parse_query
+from verifier.specs.ties import untie
 
 
 @pytest.mark.parametrize("branching", ["input", "activation"])
@@ -104,3 +107,28 @@ def test_advice_follows_from_what_was_measured(changes, options, kind, words) ->
     assert words in found[kind]
     plain = {h.kind for h in hints(explained(), Options())}
     assert plain == {Kind.RAISE_TIMEOUT}
+
+
+def test_two_networks_that_share_their_inputs(case) -> None:
+    """Where inputs are tied, the compiled query has fewer of them and atoms of its own."""
+    pytest.importorskip("vnnlib")
+    text = """(vnnlib-version <2.0>)
+(declare-network f (declare-input A real [1, 3]) (declare-output B real [1, 3]))
+(declare-network g (equal-to f) (declare-input C real [1, 3]) (declare-output D real [1, 3]))
+(assert (and (<= A[0,0] 1) (>= A[0,0] -1) (<= A[0,1] 1) (>= A[0,1] -1) (<= A[0,2] 1) (>= A[0,2] -1)))
+(assert (and (<= C[0,0] 1) (>= C[0,0] -1) (<= C[0,1] 1) (>= C[0,1] -1)))
+(assert (and (== C[0,2] A[0,2]) (<= C[0,1] A[0,1]) (== C[0,0] A[0,0])))
+(assert (>= B[0,0] (+ D[0,0] 8)))
+"""
+    query = parse_query(text)
+    options = Options(timeout=4, max_domains=30, branching="input")
+    found = verifier.explain({"f": case.model}, query, options=options)
+    (row,) = found.disjuncts
+    assert row.text == "D[0,0] <= B[0,0] - 8 and another part of the query" and row.bound is not None
+    assert row.attack is not None and row.bound < row.attack
+    words, ties = (
+        module.Words(query, module.normalise(query)),
+        untie(module.normalise(query), np.repeat([0, 1], 3)),
+    )
+    assert ties is not None
+    assert words.inputs(ties.ties) == ["A[0,0]", "A[0,1]", "A[0,2]", "deviation of C[0,1]"]

@@ -16,7 +16,7 @@ from verifier.branching.bounded import Bounded
 from verifier.branching.bounding import Bounder
 from verifier.branching.domains import Domains
 from verifier.explanation.findings import Layer
-from verifier.graph import Graph, Interval
+from verifier.graph import Elementwise, Graph, Interval
 
 DRIVEN = 32
 """Undecided neurons of a layer, at most, that are driven to both ends along gradients."""
@@ -92,8 +92,8 @@ def _spread(node: int, undecided: Tensor) -> _Driven:
 
 
 def _readers(graph: Graph, position: int) -> str:
-    kinds = [type(graph.nodes[k].op).__name__ for k in graph.users[position] if graph.relaxed[position]]
-    return ", ".join(dict.fromkeys(kinds))
+    ops = [graph.nodes[k].op for k in graph.users[position]]
+    return ", ".join(dict.fromkeys(type(op).__name__ for op in ops if isinstance(op, Elementwise)))
 
 
 def _seen(
