@@ -18,6 +18,7 @@ from verifier.graph import Builder, Value
 from verifier.ops.arithmetic import add, negate, scale_shift
 from verifier.ops.linear import Linear
 from verifier.ops.movement import take
+from verifier.ops.near import near
 from verifier.ops.piecewise_linear import clip
 from verifier.ops.product import multiply
 from verifier.ops.repeat import repeat
@@ -57,6 +58,10 @@ class Cell(ABC):
     @abstractmethod
     def step(self, builder: Builder, x: Value, states: Sequence[Value]) -> list[Value]:
         """The next states for what `project` made of x."""
+
+    def limit(self, start: Tensor) -> Tensor | None:
+        """What the first state never exceeds in size from `start` [batch, units] on; None where nothing is known."""
+        return None
 
     def _gate(self, builder: Builder, total: Value, gate: str) -> Value:
         """The elements of one gate of [batch, gates * units]."""
@@ -137,6 +142,10 @@ class Gru(Cell):
         kept = multiply(builder, f(builder, update), state)
         return [add(builder, multiply(builder, _complement(builder, f, update), new), kept)]
 
+    def limit(self, start: Tensor) -> Tensor | None:
+        """Every state lies between the last one and one of tanh, element by element."""
+        return start.abs().clamp(min=1.0) if self.activations[:2] == (sigmoid, tanh) else None
+
     def _product(self, builder: Builder, x: Value, rows: slice) -> Value:
         """Some rows of the product with the recurrent weights."""
         bias = self.biases[1]
@@ -203,6 +212,10 @@ def _rounds(
     body = Builder()
     carried = [body.input(f"state_{k}", builder.shape(s)) for k, s in enumerate(states)]
     after = cell.step(body, body.input("x", tuple(row)), carried)
+    start = builder.tensor(states[0])
+    limit = None if start is None else cell.limit(start)
+    if limit is not None:
+        after[0] = near(body, after[0], torch.zeros_like(limit), body.constant(limit))
     sequence = flip(builder, projected) if reverse else projected
     *last, emitted = repeat(builder, body.graph(*after, after[0]), time, len(states), *states, sequence)
     return flip(builder, emitted) if reverse else emitted, last
