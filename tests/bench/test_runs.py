@@ -23,9 +23,18 @@ from verifier.errors import OptionsError, VerifierError
 
 # What the spec says: a Python program that sees its words as `words`.
 FAKE = """
-import sys, time, os, pathlib
+import json, sys, time, os, pathlib
 words = sys.argv[1:]
-exec(pathlib.Path(next(w for w in words if w.endswith(".vnnlib"))).read_text())
+specs = [w for w in words if w.endswith(".vnnlib")]
+if specs:
+    exec(pathlib.Path(specs[0]).read_text())
+else:  # as `bench.share`: a job with many
+    job = json.loads(pathlib.Path(words[0]).read_text())
+    for number, spec in enumerate(job["specs"]):
+        exec(pathlib.Path(spec).read_text())
+        result = {"verdict": "unsat", "explanation": "", "seconds": {}}
+        with open(job["answers"], "a") as out:
+            out.write(json.dumps({"number": number, "seconds": 0.1, "result": result, "witness": ""}) + chr(10))
 """
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kills processes as Linux lets one")
 
@@ -184,12 +193,13 @@ def test_a_killed_run_leaves_no_process(tmp_path, command):
 
 
 @pytest.mark.full
-def test_runs_killed_at_ten_random_moments_lose_and_repeat_nothing(tmp_path, command):
+@pytest.mark.parametrize("share", [(), ("--share",)])
+def test_runs_killed_at_ten_random_moments_lose_and_repeat_nothing(tmp_path, command, share):
     text = "import random\ntime.sleep(random.random() / 5)\nprint('unsat')"
     folder, out = benchmark(tmp_path / "a", [text] * 60), tmp_path / "r.csv"
     lines, dice, before = out.with_suffix(".jsonl"), random.Random(0), []
     for _ in range(10):
-        process = _start(folder, out, command, "--jobs", "2", "--resume")
+        process = _start(folder, out, command, "--jobs", "2", "--resume", *share)
         time.sleep(1 + 1.5 * dice.random())
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -197,7 +207,7 @@ def test_runs_killed_at_ten_random_moments_lose_and_repeat_nothing(tmp_path, com
             now = read(lines)[1]
             assert now[: len(before)] == before  # nothing that was there is lost or changed
             before = now
-    assert _start(folder, out, command, "--jobs", "2", "--resume").wait() == 0
+    assert _start(folder, out, command, "--jobs", "2", "--resume", *share).wait() == 0
     rows = [record.row for record in read(lines)[1]]
     assert sorted(rows) == list(range(1, 61)) and len(before) > 10
     assert len(list(csv.reader(out.open()))) == 60
@@ -215,7 +225,7 @@ def test_a_record_is_on_the_disk_in_one_write(tmp_path, monkeypatch):
 def _start(folder: Path, out: Path, command: Path, *words: str) -> subprocess.Popen[bytes]:
     code = (
         "import sys; from verifier.bench import runner; from verifier.cli.main import main; "
-        f"runner.VERIFIER = (sys.executable, '-S', '-E', {str(command)!r}); main(sys.argv[1:])"
+        f"runner.VERIFIER = runner.SHARE = (sys.executable, '-S', '-E', {str(command)!r}); main(sys.argv[1:])"
     )
     line = [sys.executable, "-c", code, "bench", str(folder), "--out", str(out), *words]
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
