@@ -75,7 +75,7 @@ def enclose(
     1810.12715): one product with the weights and one with their sizes per affine node.
 
     With `shrink` below 1 the radius behind every ReLU is multiplied by it: no bounds, but what SABR trains with for
-    small radii (Mueller et al. 2023, arXiv 2210.04871, section 5). Entries of matrices and kernels may change by the
+    small radii (Mueller et al. 2023, arXiv 2210.04871). Entries of matrices and kernels may change by the
     part `weights` of their size.
     """
     found = dict(start)

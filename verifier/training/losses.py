@@ -80,8 +80,8 @@ def small_boxes(task: Task, share: float, attack: DescentOptions) -> Box:
 
 @dataclass(frozen=True, kw_only=True)
 class IBP(Loss):
-    """Interval bound propagation (Gowal et al. 2018, arXiv 1810.12715, equation 12): the cross entropy of the worst
-    margins in intervals, and `clean` (their kappa, which falls from 1 to 0.5 or 0) of the clean loss."""
+    """Interval bound propagation (Gowal et al. 2018, arXiv 1810.12715): kappa CE(f(x), y) + (1 - kappa) CE(z, y), where
+    z has the worst margins in intervals and kappa, here `clean`, falls from 1 to 0.5 or 0."""
 
     def robust(self, task: Task) -> Tensor:
         return worst_entropy(task.margins(task.enclosures).lower)
@@ -89,10 +89,10 @@ class IBP(Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class CROWNIBP(Loss):
-    """CROWN-IBP (Zhang et al. 2020, arXiv 1906.06316, equation 12): margins (1 - beta) IBP + beta CROWN-IBP, where beta
+    """CROWN-IBP (Zhang et al. 2020, arXiv 1906.06316): margins (1 - beta) IBP + beta CROWN-IBP, where beta
     falls from 1 to 0 while eps grows (`dataclasses.replace(loss, beta=...)` each step).
 
-    With `fusion` (Xu et al. 2020, arXiv 2002.12920, section 3.3) the sum of exponentials of the margins is bounded as
+    With `fusion` (Xu et al. 2020, arXiv 2002.12920) the sum of exponentials of the margins is bounded as
     one function: each exp by its chord over the margin's interval, and the weighted sum of margins by a single row,
     whatever the number of classes. The mixture is then one of losses. The fused loss is a bound of the worst cross
     entropy, too; it equals the other one where eps is 0, and where there are two classes and the margin's upper bounds
@@ -146,7 +146,7 @@ def _secant(width: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SABR(Loss):
-    """Small boxes (Mueller et al. 2023, arXiv 2210.04871, section 4): IBP on a box of `share` (lambda) of the radius
+    """Small boxes (Mueller et al. 2023, arXiv 2210.04871): IBP on a box of `share` (lambda) of the radius
     around an adversarial example, moved inside.
 
     `share` 0.4 for MNIST at 0.1, 0.9 at 0.3 and for CIFAR-10 at 8/255, 0.1 for CIFAR-10 at 2/255 with `shrink` 0.8,
@@ -189,7 +189,7 @@ class Adversarial(Expressive):
 
 @dataclass(frozen=True, kw_only=True)
 class MTLIBP(Expressive):
-    """(1 - alpha) L_adv + alpha L_IBP (De Palma et al. 2024, arXiv 2305.13991, section 4.2): `alpha` 0.02 for MNIST at
+    """(1 - alpha) L_adv + alpha L_IBP (De Palma et al. 2024, arXiv 2305.13991): `alpha` 0.02 for MNIST at
     0.1, 0.5 at 0.3; for CIFAR-10 0.004 to 0.01 at 2/255 with `reach` 2.1, 0.5 to 0.6 at 8/255."""
 
     def robust(self, task: Task) -> Tensor:
@@ -200,7 +200,7 @@ class MTLIBP(Expressive):
 @dataclass(frozen=True, kw_only=True)
 class CCIBP(Expressive):
     """The cross entropy of (1 - alpha) adversarial margins + alpha worst margins in intervals (De Palma et al. 2024,
-    arXiv 2305.13991, section 4.1): `alpha` 0.01 for CIFAR-10 at 2/255 with `reach` 2.1, 0.5 at 8/255."""
+    arXiv 2305.13991): `alpha` 0.01 for CIFAR-10 at 2/255 with `reach` 2.1, 0.5 at 8/255."""
 
     def robust(self, task: Task) -> Tensor:
         margins = (task.rows @ self.adversarial(task).unsqueeze(2)).squeeze(2)
@@ -209,7 +209,7 @@ class CCIBP(Expressive):
 
 @dataclass(frozen=True, kw_only=True)
 class ExpIBP(Expressive):
-    """L_adv^(1 - alpha) L_IBP^alpha for every example (De Palma et al. 2024, arXiv 2305.13991, section 4.3): `alpha`
+    """L_adv^(1 - alpha) L_IBP^alpha for every example (De Palma et al. 2024, arXiv 2305.13991): `alpha`
     0.095 for CIFAR-10 at 2/255 with `reach` 2.1, 0.5 at 8/255."""
 
     alpha: float = 0.1

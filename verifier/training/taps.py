@@ -24,7 +24,7 @@ class TAPS(Loss):
 
     The second part begins where `behind` activations follow (1 for CIFAR-10, 2 or 3 for MNIST). Gradients go from a
     latent point to an end of its box by max(0, 1 - d / (softness width)), d their distance: 1 at the end itself
-    (their equation for the rectified linear connector). Those of the two losses are weighed 2 w / (1 + w) and
+    (a rectified linear connector). Those of the two losses are weighed 2 w / (1 + w) and
     2 / (1 + w), w = `weight`: 4 for CIFAR-10 at 2/255, 2 at 8/255.
     """
 
@@ -58,7 +58,7 @@ class TAPS(Loss):
 
 @dataclass(frozen=True, kw_only=True)
 class STAPS(TAPS):
-    """TAPS on the small boxes of SABR (Mao et al. 2023, arXiv 2305.04574, section 4): `share` 0.1 and `weight` 2 for
+    """TAPS on the small boxes of SABR (Mao et al. 2023, arXiv 2305.04574): `share` 0.1 and `weight` 2 for
     CIFAR-10 at 2/255."""
 
     weight: float = 2.0

@@ -99,7 +99,7 @@ class Task:
 
 def spread(graph: Graph, rows: Tensor, enclosures: Enclosures, products: float = math.inf) -> Enclosure:
     """Linear forms `rows` [B, R, K] of the scores, [B, R], from the enclosures of where the affine nodes at the end of
-    the network begin: these and the forms are one affine map, which loses less (Gowal et al. 2018, section 3). At most
+    the network begin: these and the forms are one affine map, which loses less (Gowal et al. 2018). At most
     `products` of the nodes that sum several elements are among them."""
     position = graph.outputs[0]
     values = rows.unflatten(2, graph.nodes[position].shape)

@@ -19,7 +19,7 @@ _PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 def initialise(module: nn.Module) -> None:
     """Draws the weights of linear layers and convolutions so that intervals keep their width from layer to layer:
-    normal with the deviation sqrt(2 pi) / fan-in, biases zero (Shi et al. 2021, arXiv 2103.17268, section 4.1)."""
+    normal with the deviation sqrt(2 pi) / fan-in, biases zero (Shi et al. 2021, arXiv 2103.17268)."""
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, _PRODUCTS):
@@ -36,7 +36,7 @@ def l1(module: nn.Module) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class WarmUp:
-    """A loss with the regularisers of Shi et al. 2021 (arXiv 2103.17268, section 4.2) while the radius grows to
+    """A loss with the regularisers of Shi et al. 2021 (arXiv 2103.17268) while the radius grows to
     `target`: weight (1 - eps / target) (L_tightness + L_relu).
 
     `weight` is 0.5, 0.2 for TinyImageNet; `tolerance` is their tau. Of a tensor of radii the largest counts.
