@@ -38,6 +38,10 @@ class _Slopes(Elementwise):
     of: Univariate
     shape: Shape
 
+    @property
+    def relaxation_error(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.of.relaxation_error + 4
+
     def tensors(self) -> Iterator[Tensor]:
         return self.of.tensors()
 
@@ -183,8 +187,9 @@ class Difference(_Slopes):
             for p, x in zip((_FIRST, _SECOND), xs, strict=False)
         ]
         low, high = self._along(*xs)
-        below = _mixed(parameters["lower_mix"], low, self._apart(lines[1], lines[0], xs, -1))
-        above = _mixed(parameters["upper_mix"], high, self._apart(lines[1], lines[0], xs, 1))
+        apart = [self._apart(lines[1], lines[0], xs, sign) for sign in (-1, 1)]
+        below = _mixed(parameters["lower_mix"], low, apart[0], xs, -1)
+        above = _mixed(parameters["upper_mix"], high, apart[1], xs, 1)
         return Relaxation(below.slopes, below.intercept, above.slopes, above.intercept)
 
     def _apart(self, second: Relaxation, first: Relaxation, xs: Sequence[Interval], sign: int) -> _Line:
@@ -290,17 +295,22 @@ def _gap(lines: Relaxation, x: Tensor) -> Tensor:
     return (high - low) * x + above - below
 
 
-def _mixed(weight: Tensor, along: _Line, apart: _Line) -> _Line:
-    """The part `weight` of one line and the rest of another; all of one where the other is not finite."""
+def _mixed(weight: Tensor, along: _Line, apart: _Line, xs: Sequence[Interval], sign: int) -> _Line:
+    """The part `weight` of one line and the rest of another, below (sign -1) or above (1); all of one where the other
+    is not finite. What the sums are rounded by is on the intercept, for terms may cancel."""
     parts = [torch.stack(torch.broadcast_tensors(*line.slopes, line.intercept)) for line in (along, apart)]
     known = [t.detach().isfinite().all(0) for t in parts]
-    weight = torch.where(
-        known[1], torch.where(known[0], weight, torch.zeros_like(weight)), torch.ones_like(weight)
-    )
+    zero = torch.zeros_like(weight)
+    weight = torch.where(known[1], torch.where(known[0], weight, zero), torch.ones_like(weight))
     kept = [torch.where(k, t, torch.zeros_like(t)) for k, t in zip(known, parts, strict=True)]
     total = mix(weight, kept[1], kept[0])
     total = torch.where(known[0] | known[1], total, torch.nan)
-    return _Line((total[0], total[1], total[2]), total[3])
+    sizes = mix(weight, kept[1].abs(), kept[0].abs())
+    most = torch.finfo(total.dtype).max
+    reach = sum((s * x.magnitude.clamp(max=most) for s, x in zip(sizes, xs, strict=False)), sizes[3])
+    rounded = (weight > 0) & (weight < 1)
+    slack = torch.where(rounded, 4 * torch.finfo(total.dtype).eps * reach, 0.0)
+    return _Line((total[0], total[1], total[2]), total[3] + sign * slack)
 
 
 def _is_one(op: ScaleShift) -> bool:
