@@ -34,6 +34,7 @@ from verifier.ops.product import Product, Square, multiply
 from verifier.ops.reciprocal import Reciprocal
 from verifier.ops.sigmoid import Sigmoid, Tanh
 from verifier.ops.sign import Sign
+from verifier.ops.sorting import Ranked
 from verifier.ops.step import Step
 from verifier.ops.switched import Switched
 from verifier.ops.within import Within
@@ -73,6 +74,17 @@ def _switched(knots: list[float], levels: list[float]) -> Switched:
 def _around(center: float) -> Callable:
     """Only points count whose first argument is at most the second one from the center."""
     return lambda xs, at: (xs, [torch.where((at[0] - center).abs() <= at[1], p, torch.nan) for p in at])
+
+
+def _ranked(rank: int) -> Callable:
+    """The first argument is the one of that rank among the others."""
+
+    def adapt(xs: list[Interval], at: list[Tensor]) -> tuple[list[Interval], list[Tensor]]:
+        found = torch.stack(torch.broadcast_tensors(*at[1:])).sort(0, descending=True)[0][rank]
+        inside = (found >= xs[0].lower) & (found <= xs[0].upper)
+        return xs, [torch.where(inside, found, torch.nan), *at[1:]]
+
+    return adapt
 
 
 def _truths(xs: list[Interval], at: list[Tensor]) -> tuple[list[Interval], list[Tensor]]:
@@ -174,6 +186,18 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
     Maximum: [
         ("maximum of 2", lambda n: Maximum(2), {"arguments": 2}),
         ("maximum of 4", lambda n: Maximum(4), {"arguments": 4}),
+    ],
+    Ranked: [
+        (
+            "largest of 2",
+            lambda n: Ranked(torch.zeros(n, dtype=torch.int64)),
+            {"arguments": 3, "adapt": _ranked(0)},
+        ),
+        (
+            "middle of 3",
+            lambda n: Ranked(torch.ones(n, dtype=torch.int64)),
+            {"arguments": 4, "adapt": _ranked(1)},
+        ),
     ],
     Step: [
         ("relu", lambda n: _step([0.0], [0.0, 1.0]), {}),

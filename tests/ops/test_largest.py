@@ -8,14 +8,16 @@ import torch
 from verifier.bounds.compute import compute_bounds
 from verifier.graph import Builder, Graph
 from verifier.graph.registry import Unsupported
-from verifier.ops.largest import MOST, largest_mask, ordered_largest
+from verifier.ops.largest import largest_mask
+from verifier.ops.sorting import MOST, in_order
 from verifier.sets import Box
+from verifier.transforms.composites import write_out
 
 
 def graph(count: int, shape: tuple[int, ...] = (3, 5), axis: int = 1) -> Graph:
     b = Builder()
     x = b.input("x", shape)
-    return b.graph(largest_mask(b, x, axis, count), ordered_largest(b, x, axis, count))
+    return write_out(b.graph(largest_mask(b, x, axis, count), in_order(b, x, axis, count)))
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -53,4 +55,4 @@ def test_all_of_them_and_too_many() -> None:
     (ones,) = b.graph(largest_mask(b, x, 0, 5)).evaluate([torch.randn(4, 5)])
     assert bool((ones == 1).all())
     with pytest.raises(Unsupported, match="order"):
-        ordered_largest(b, b.input("y", (MOST + 1,)), 0, 2)
+        in_order(b, b.input("y", (MOST + 1,)), 0, 2)

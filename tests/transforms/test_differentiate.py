@@ -41,6 +41,7 @@ from verifier.ops.repeat import repeat
 from verifier.ops.sign import Sign
 from verifier.ops.signed import Signed
 from verifier.ops.softmax import Softmax
+from verifier.ops.sorting import Ranked, Sorted
 from verifier.ops.step import Step
 from verifier.ops.switched import Switched
 from verifier.ops.within import Within
@@ -100,6 +101,9 @@ CASES: list[tuple[Op, list[tuple[int, ...]]]] = [
     (Within(-9.0, 9.0), [(2, 3)]),
     (Near(randn(2, 3)), [(2, 3), (2, 3)]),
     (Choice(), [(2, 3), (2, 3), (2, 3)]),
+    (Ranked(torch.ones(2, 3, dtype=torch.int64)), [(2, 3), (2, 3), (2, 3)]),
+    (Sorted(1, 3, False), [(2, 3)]),
+    (Sorted(0, 1, True), [(3, 2)]),
 ]
 
 

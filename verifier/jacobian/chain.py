@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -144,11 +144,14 @@ def slopes(lower: Tensor, upper: Tensor) -> Activation:
     )
 
 
-def group_sort(n: int, size: int) -> Activation:
-    """Groups of `size` adjacent elements, each sorted (Anil, Lucas, Grosse, ICML 2019); MaxMin for size 2.
+def group_sort(n: int, size: int, index: Tensor | None = None) -> Activation:
+    """Groups of `size` elements, each sorted (Anil, Lucas, Grosse, ICML 2019); MaxMin for size 2.
 
-    Sorting keeps the sum of a group and lengthens no difference of the rest.
+    Groups are adjacent elements, or the rows of `index` [n / size, size]. Sorting keeps the sum of a group and
+    lengthens no difference of the rest.
     """
+    if index is not None:
+        return _moved(group_sort(n, size), index.flatten())
     if size < 1 or n % size:
         raise ChainError(f"{n} elements cannot be sorted in groups of {size}.")
     groups = n // size
@@ -180,6 +183,36 @@ def householder(directions: Tensor) -> Activation:
     if not bool((v.norm(dim=1) > 0).all()):
         raise ChainError("A Householder activation has a direction that is zero.")
     return _grouped(v / v.abs().amax(1, keepdim=True), summed=False)
+
+
+def beside(parts: Sequence[Activation]) -> Activation:
+    """Activations of elements one after another as one."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(name: str) -> Matrix:
+        matrices = [getattr(part, name) for part in parts]
+        return Matrix(torch.block_diag(*[m.value for m in matrices]), max(m.doubt for m in matrices))
+
+    groups, count = [], 0
+    for part in parts:
+        groups.append(part.group + count)
+        count += int(part.group.amax()) + 1 if len(part.group) else 0
+    gain = max(part.row_gain for part in parts)
+    return Activation(joined("fixed"), joined("outer"), joined("inner"), torch.cat(groups), gain)
+
+
+def _moved(f: Activation, place: Tensor) -> Activation:
+    """The activation with its element k at `place[k]`."""
+    back = place.argsort()
+    kept = None if f.kept is None else (f.kept[0][back], f.kept[1][:, back])
+    return replace(
+        f,
+        fixed=Matrix(f.fixed.value[back][:, back], f.fixed.doubt),
+        outer=Matrix(f.outer.value[back], f.outer.doubt),
+        inner=Matrix(f.inner.value[:, back], f.inner.doubt),
+        kept=kept,
+    )
 
 
 def _grouped(v: Tensor, summed: bool) -> Activation:

@@ -8,7 +8,7 @@ states hold what the later ones still need.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,16 +16,22 @@ from torch import Tensor
 
 from verifier.bounds.compute import compute_bounds
 from verifier.errors import UnsupportedError
-from verifier.graph import Affine, Builder, Graph, Interval, Univariate
+from verifier.graph import Affine, Builder, Graph, Interval, Univariate, Value
+from verifier.graph.builder import rewritten
 from verifier.graph.composite import intervals
-from verifier.jacobian.chain import Activation, Chain, ChainError, Layer, Matrix, slopes
+from verifier.jacobian.chain import Activation, Chain, ChainError, Layer, Matrix, beside, group_sort, slopes
 from verifier.jacobian.definite import frobenius, up
+from verifier.ops.alternatives import Alternatives
+from verifier.ops.sorting import Ranked, Sorted
+from verifier.ops.within import Within
 from verifier.options import BoundMethod
 from verifier.sets import InputSet
+from verifier.transforms.comparators import share_relus
 from verifier.transforms.composites import write_out
 from verifier.transforms.differentiate import differentiate
 from verifier.transforms.fold import fold
 from verifier.transforms.opposite import share_opposite_neurons
+from verifier.transforms.unroll import unroll
 
 LARGEST = 1 << 24
 """Entries of one matrix, at most."""
@@ -44,12 +50,26 @@ def chain(graph: Graph, region: InputSet | None = None, method: BoundMethod = "c
     """
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise ChainError("A chain has one input and one output: join several into one value.")
-    graph = share_opposite_neurons(fold(write_out(graph.to(torch.float64))))
+    graph = share_opposite_neurons(fold(share_relus(_plain(graph.to(torch.float64)))))
     reader = _Reader(graph)
     if region is not None:
         names = [graph.nodes[i].name for i in reader.arguments]
-        reader.bounds.update(compute_bounds(graph, [region], method, names).named if names else {})
+        reader.bounds.update(compute_bounds(write_out(graph), [region], method, names).named if names else {})
     return reader.read()
+
+
+def _plain(graph: Graph) -> Graph:
+    """Written out but for whole sorts, and without what is only known besides of a value."""
+    graph = unroll(graph)
+    sorts = [(n.op, graph.nodes[n.inputs[0]].shape) for n in graph.nodes if isinstance(n.op, Sorted)]
+    whole = all(op.count == shape[op.axis] for op, shape in sorts)
+    graph = write_out(graph, keep=(Sorted,) if whole else ())
+
+    def first(builder: Builder, i: int, values: Mapping[int, Value]) -> Value | None:
+        node = graph.nodes[i]
+        return values[node.inputs[0]] if isinstance(node.op, Ranked | Within | Alternatives) else None
+
+    return rewritten(graph, first)
 
 
 @dataclass(frozen=True)
@@ -85,7 +105,7 @@ class _Reader:
         for i in self._live:
             node = self._graph.nodes[i]
             below = max((found[j] for j in node.inputs if j in found), default=0)
-            if not self._affine(i) and not isinstance(node.op, Univariate):
+            if not self._affine(i) and not isinstance(node.op, Univariate | Sorted):
                 raise ChainError(
                     f"'{node.source or node.name}' ({type(node.op).__name__}) is neither affine nor a function of one "
                     "value each, so that the network is no chain: bound its Jacobian instead."
@@ -144,8 +164,17 @@ class _Reader:
         return _Part(tuple(nodes), tuple(self._graph.nodes[i].numel for i in nodes))
 
     def _activation(self, acting: Sequence[int]) -> Activation:
-        ranges = [self._slopes(i) for i in acting]
-        return slopes(torch.cat([low for low, _ in ranges]), torch.cat([high for _, high in ranges]))
+        return beside([self._sorting(i) if self._sorts(i) else slopes(*self._slopes(i)) for i in acting])
+
+    def _sorts(self, i: int) -> bool:
+        return isinstance(self._graph.nodes[i].op, Sorted)
+
+    def _sorting(self, i: int) -> Activation:
+        node = self._graph.nodes[i]
+        assert isinstance(node.op, Sorted)
+        places = torch.arange(node.numel).view(node.shape).movedim(node.op.axis, -1)
+        size = node.shape[node.op.axis]
+        return group_sort(node.numel, size, places.reshape(-1, size))
 
     def _slopes(self, i: int) -> tuple[Tensor, Tensor]:
         """Between which numbers the derivative of an activation lies, where its argument does."""

@@ -34,8 +34,11 @@ def maximum(builder: Builder, a: Value, b: Value) -> Value:
 
 
 def minimum(builder: Builder, a: Value, b: Value) -> Value:
-    """min(a, b) = b - relu(b - a) with numpy's broadcasting."""
+    """min(a, b) = b - relu(b - a) for a constant b, else a - relu(a - b), which the maximum takes, too, with numpy's
+    broadcasting."""
     if builder.tensor(a) is not None:
+        a, b = b, a
+    if builder.tensor(b) is None:
         a, b = b, a
     return subtract(builder, b, relu(builder, subtract(builder, b, a)))
 

@@ -1,4 +1,4 @@
-"""Which elements are the largest, and the largest ones in order: Hardmax, TopK, sorting."""
+"""Which elements are the largest, and the front ends' names for order: Hardmax, TopK, sort."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import torch
 from verifier.graph import Builder, Value
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.arithmetic import scale_shift, subtract
-from verifier.ops.extremum import maximum, maximum_of, minimum
+from verifier.ops.extremum import maximum_of
 from verifier.ops.movement import permute, reshape
 from verifier.ops.reduction import normalised, total
-from verifier.ops.select import concat, slice_axis
 from verifier.ops.softmax import differences
+from verifier.ops.sorting import MOST, in_order
 from verifier.ops.step import Step
-
-MOST = 64
-"""More elements than these are not ordered."""
 
 
 def largest_mask(builder: Builder, x: Value, axis: int, count: int) -> Value:
@@ -50,23 +47,6 @@ def _step(builder: Builder, x: Value, knot: float) -> Value:
     return builder.add(Step(torch.tensor([knot], dtype=torch.float64), levels, chosen=True), x)
 
 
-def ordered_largest(builder: Builder, x: Value, axis: int, count: int, largest: bool = True) -> Value:
-    """The `count` largest (or smallest) elements along `axis`, in order: as many passes that each carry the largest of
-    what is left to its place."""
-    shape = builder.shape(x)
-    (axis,) = normalised([axis], shape)
-    _check(shape[axis])
-    parts = [slice_axis(builder, x, axis, k, k + 1, 1) for k in range(shape[axis])]
-    for k in range(min(count, len(parts))):
-        for j in range(len(parts) - 1, k, -1):
-            top, bottom = (maximum, minimum) if largest else (minimum, maximum)
-            parts[j - 1], parts[j] = (
-                top(builder, parts[j - 1], parts[j]),
-                bottom(builder, parts[j - 1], parts[j]),
-            )
-    return concat(builder, parts[:count], axis)
-
-
 def _check(size: int) -> None:
     if size > MOST:
         raise Unsupported(f"the order of {size} values, which are more than {MOST}")
@@ -97,7 +77,7 @@ def _top(builder: Builder, node: OnnxNode) -> list[Value]:
         raise Unsupported("k is missing")
     largest = bool(node.attributes.get("largest", 1))
     axis = node.attributes.get("axis", -1)
-    values = ordered_largest(builder, node.required(0), axis, int(count), largest)
+    values = in_order(builder, node.required(0), axis, int(count), largest)
     return [values]
 
 
@@ -105,10 +85,10 @@ def _top(builder: Builder, node: OnnxNode) -> list[Value]:
 def _aten_top(
     builder: Builder, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True
 ) -> tuple[Value]:
-    return (ordered_largest(builder, x, dim, k, largest),)
+    return (in_order(builder, x, dim, k, largest),)
 
 
 @aten_op("sort.default")
 def _aten_sort(builder: Builder, x: Value, dim: int = -1, descending: bool = False) -> tuple[Value]:
     (axis,) = normalised([dim], builder.shape(x))
-    return (ordered_largest(builder, x, axis, builder.shape(x)[axis], descending),)
+    return (in_order(builder, x, axis, builder.shape(x)[axis], descending),)

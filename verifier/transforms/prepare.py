@@ -8,6 +8,7 @@ from torch import Tensor
 
 from verifier.graph import Graph
 from verifier.transforms.centers import center_means
+from verifier.transforms.comparators import share_relus
 from verifier.transforms.composites import write_out
 from verifier.transforms.deviations import bound_deviations
 from verifier.transforms.fuse import fuse
@@ -29,7 +30,8 @@ def prepare(
     """
     graph = write_out(center_means(graph, points) if points else graph)
     graph = bound_deviations(bound_quotients(graph), points)
-    for change in (*(() if recurrent else (parallel,)), fuse, join_gates, unbatch, carry_differences):
+    recurrences = () if recurrent else (parallel,)
+    for change in (share_relus, *recurrences, fuse, join_gates, unbatch, carry_differences):
         changed = change(graph)
         if {node.name for node in changed.nodes}.issuperset(names):
             graph = changed
