@@ -12,6 +12,7 @@ from verifier.frontends.torch import trace
 from verifier.jacobian import semidefinite
 from verifier.jacobian.chain import ChainError
 from verifier.jacobian.reading import chain
+from verifier.models.sorting import GroupSort, Householder, MaxMin
 from verifier.sets import Box
 
 
@@ -33,6 +34,14 @@ class Beside(nn.Module):
         return torch.relu(x[:, :3]) - 2 * torch.sigmoid(x[:, 2:5]) + x[:, :3]
 
 
+class Mixed(nn.Module):
+    """A sort and a Relu on one level, and some of the largest of a group."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x[:, :4].unflatten(1, (2, 2)).sort(1, descending=True).values.flatten(1)
+        return torch.cat([first, torch.relu(x[:, 2:])], 1)
+
+
 NETWORKS = {
     "plain": lambda: nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3)),
     "one": lambda: nn.Sequential(nn.Linear(4, 6)),
@@ -40,6 +49,10 @@ NETWORKS = {
     "smooth": lambda: nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 6), nn.SiLU(), nn.Linear(6, 2)),
     "around": lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), Around(5), nn.ReLU(), Around(5), nn.Linear(5, 2)),
     "beside": lambda: nn.Sequential(nn.Linear(4, 5), Beside(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)),
+    "sorted": lambda: nn.Sequential(nn.Linear(4, 6), GroupSort(3), nn.Linear(6, 6), GroupSort(2), nn.Linear(6, 2)),
+    "maxmin": lambda: nn.Sequential(nn.Linear(4, 6), MaxMin(), nn.Linear(6, 6), MaxMin(), nn.Linear(6, 2)),
+    "reflected": lambda: nn.Sequential(nn.Linear(4, 6), Householder(6, 3), nn.Linear(6, 6), Householder(6)),
+    "mixed": lambda: nn.Sequential(nn.Linear(4, 6), Mixed(), nn.Linear(8, 2)),
     "image": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding=1), nn.ReLU(), nn.Conv2d(3, 2, 2), nn.ReLU(),
         nn.Flatten(), nn.Linear(8, 2),
@@ -92,7 +105,7 @@ def test_a_way_around_two_levels_keeps_what_is_read_later() -> None:
     assert [layer.outputs for layer in layers] == [5, 12, 5, 5, 12, 5]
 
 
-@pytest.mark.parametrize("name", ["plain", "smooth", "around", "image"])
+@pytest.mark.parametrize("name", ["plain", "smooth", "around", "image", "maxmin", "mixed"])
 def test_slopes_on_a_box(name: str) -> None:
     module = network(name)
     graph = trace(module, torch.zeros(1, 4, dtype=torch.float64)).graph()
@@ -141,3 +154,23 @@ def test_what_is_no_chain_is_refused() -> None:
 class _Square(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x**2
+
+
+@pytest.mark.parametrize(
+    "module", [GroupSort(2), GroupSort(4), MaxMin(), Householder(4, 2), Householder(4, 4)]
+)
+def test_activations_alone_have_constant_one(module: nn.Module) -> None:
+    pytest.importorskip("cvxpy", reason="semidefinite programmes need cvxpy (extra sdp)")
+    found = chain(trace(module.double(), torch.zeros(1, 4, dtype=torch.float64)).graph())
+    assert 1 - 1e-12 <= semidefinite.bound(found) <= 1 + 1e-6
+
+
+class Largest(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.topk(2, 1).values
+
+
+def test_the_largest_few_are_written_out() -> None:
+    pytest.importorskip("cvxpy", reason="semidefinite programmes need cvxpy (extra sdp)")
+    found = chain(trace(Largest(), torch.zeros(1, 4, dtype=torch.float64)).graph())
+    assert 1 - 1e-12 <= semidefinite.bound(found) <= 1 + 1e-6

@@ -121,6 +121,7 @@ class _Jacobian(NamedTuple):
     middle: Tensor
 
 
+@torch.no_grad()
 def _jacobian(graph: Graph, regions: Sequence[InputSet], method: BoundMethod) -> _Jacobian:
     """By the first input; the rows are cases of one batch."""
     if any(region.batch != 1 for region in regions) or len(regions) != len(graph.inputs):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,9 +52,11 @@ def chain(graph: Graph, region: InputSet | None = None, method: BoundMethod = "c
         raise ChainError("A chain has one input and one output: join several into one value.")
     graph = share_opposite_neurons(fold(share_relus(_plain(graph.to(torch.float64)))))
     reader = _Reader(graph)
-    if region is not None:
-        names = [graph.nodes[i].name for i in reader.arguments]
-        reader.bounds.update(compute_bounds(write_out(graph), [region], method, names).named if names else {})
+    if region is not None and reader.arguments:
+        # Their names may be others' once sorts are written out; outputs stay in order.
+        asked = write_out(replace(graph, outputs=tuple(reader.arguments)))
+        found = compute_bounds(asked, [region], method).outputs
+        reader.bounds.update(zip(reader.arguments, found, strict=True))
     return reader.read()
 
 
@@ -87,7 +89,7 @@ class _Part:
 class _Reader:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self.bounds: dict[str, Interval] = {}
+        self.bounds: dict[int, Interval] = {}
         self._output = graph.outputs[0]
         used = graph.ancestors(self._output)
         self._live = [i for i in sorted(used) if graph.variable[i]]
@@ -189,7 +191,7 @@ class _Reader:
             raise ChainError(
                 f"{what} has no derivative everywhere, so that no Lipschitz constant is known."
             ) from error
-        given = self.bounds.get(argument.name)
+        given = self.bounds.get(node.inputs[0])
         end = torch.full((1, *argument.shape), math.inf, dtype=torch.float64)
         low, high = intervals(steep, [given or Interval(-end, end)])[0]
         if given is None:
