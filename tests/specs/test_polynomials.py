@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from verifier.graph import Builder, Graph
 from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import relu
 from verifier.ops.product import Square
+from verifier.specs import compile as compile_module
 from verifier.specs.compile import Compiled, compile_query
 from verifier.specs.errors import SpecError
 from verifier.specs.evaluator import satisfies
@@ -92,8 +94,10 @@ def holds(compiled: Compiled, x: torch.Tensor) -> torch.Tensor:
 
 
 def agree(text: str, seed: int) -> None:
+    """As disjunctive normal form; as minima up to ties."""
     query = parse_query(text)
-    compiled = compile_query(query, {query.networks[0].name: NET})
+    with mock.patch.object(compile_module, "MAX_EXPANDED", 1 << 20):
+        compiled = compile_query(query, {query.networks[0].name: NET})
     grid = np.random.default_rng(seed).choice([-2, -1.5, -1, -0.5, 0, 0.25, 0.5, 1, 2], size=(40, 3))
     points = torch.from_numpy(grid)
     h, y = NET.values(points)
@@ -102,6 +106,11 @@ def agree(text: str, seed: int) -> None:
         assert not any(expected)
     else:
         assert holds(compiled, points).tolist() == expected
+        with mock.patch.object(compile_module, "MAX_EXPANDED", 1):
+            minima = compile_query(query, {query.networks[0].name: NET})
+        found = holds(minima, points)
+        assert not (torch.tensor(expected) & ~found).any()
+        assert found.tolist() == expected or not bool(minima.strict.all())
 
 
 SETTINGS = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))

@@ -72,7 +72,8 @@ class Compiled:
 
     Case n is the box `lower[n]`, `upper[n]` (float64 [N, n_in], rounded outward) and `clauses[n]` of int64
     [N, D, C]: a disjunction over D of conjunctions over C of atoms. -1 is padding: within a conjunction it holds
-    always, a conjunction of nothing else is absent. `empty_reason` says why, where there is no case at all.
+    always, a conjunction of nothing else is absent. `empty_reason` says why, where there is no case at all. Where
+    disjunctions are minima (MAX_EXPANDED) of which only some atoms are strict, these count where they are equal, too.
 
     Where inputs are tied to each other (`specs.ties`), x has the free ones instead, and `inputs` tells what the query's
     own are.
@@ -291,6 +292,7 @@ class _Margins:
         self.builder, self.values, self.first, self.problem = builder, values, first, problem
         self.paired = paired
         self.extra: list[Value] = []
+        self.extra_strict: list[bool] = []
         self.always = False
 
     def build(self) -> tuple[Value, _Atoms]:
@@ -305,9 +307,10 @@ class _Margins:
             columns = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
             table[n, rows, columns] = [atom for c in conjunctions for atom in c]
         clauses = torch.from_numpy(table[p.formula_index] if len(p.formula_index) else table[:0])
-        strict = np.concatenate([p.strict, np.zeros(len(self.extra) + 1, dtype=bool)])
         linear = self._linear()
         margins = concat(self.builder, [linear, *self.extra], 0) if self.extra else linear
+        always = np.zeros(self.builder.shape(linear)[0] - p.atoms, dtype=bool)
+        strict = np.concatenate([p.strict, always, np.array(self.extra_strict, dtype=bool)])
         return margins, _Atoms(
             self._numbered(clauses), torch.from_numpy(strict[: self.builder.shape(margins)[0]])
         )
@@ -350,7 +353,14 @@ class _Margins:
         if not isinstance(formula, And | Or):
             return formula
         self.extra.append(reshape(self.builder, self._margin(formula), (1,)))
+        self.extra_strict.append(self._all_strict(formula))
         return -1 - len(self.extra)
+
+    def _all_strict(self, formula: Tree) -> bool:
+        """Whether all atoms are: where only some are, a margin of zero counts as if none was, which says less."""
+        if isinstance(formula, And | Or):
+            return all(map(self._all_strict, formula.children))
+        return bool(self.problem.strict[formula])
 
     def _margin(self, formula: Tree) -> Value:
         if isinstance(formula, And | Or):
