@@ -243,3 +243,17 @@ def test_objectives_are_the_norms(norm: Norm) -> None:
     ]
     found = torch.stack(by_seed, 1).amax(1)
     assert torch.allclose(found if asked.power == 1 else found.sqrt(), truth, atol=1e-12)
+
+
+class Both(nn.Module):
+    """What decides a ReLU's derivative is also a factor: x^2 for x > 0, whose slope has no bound."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x) * x
+
+
+def test_a_value_that_switches_and_counts_has_its_whole_range() -> None:
+    rows = torch.eye(1, dtype=torch.float64)
+    assert lipschitz(graph_of(Both(), 1), None, "inf", rows).upper == math.inf
+    found = lipschitz(graph_of(Both(), 1), [unit_box(1)], "inf", rows, Effort(deadline=time.monotonic() + 2))
+    assert 2 * (1 - 1e-6) <= found.upper <= 2.5

@@ -24,6 +24,7 @@ def everywhere(graph: Graph) -> tuple[Graph, list[Interval]]:
     ranges = _ranges(graph)
     builder = Builder()
     values: dict[int, Value] = {}
+    gates: dict[tuple[int, tuple[float, ...]], Value] = {}
     boxes: list[Interval] = []
     for i, node in enumerate(graph.nodes):
         if not live[i]:
@@ -31,21 +32,31 @@ def everywhere(graph: Graph) -> tuple[Graph, list[Interval]]:
         builder.at(node.source)
         if i == seed:
             values[i] = builder.input(node.name, node.shape)
+            place = len(boxes)
             continue
+        arguments: list[Value] = []
         for k, j in enumerate(node.inputs):
-            if j in values:
+            op, gate = graph.nodes[j].op, node.op
+            if k == 0 and isinstance(gate, Switched) and not live[j]:
+                # Only on which sides of the knots it is counts here: a range that is no other reader's.
+                key = (j, tuple(gate.knots.tolist()))
+                if key not in gates:
+                    gates[key] = builder.input(graph.nodes[j].name, graph.nodes[j].shape)
+                    boxes.append(_around(gate.knots, ranges[j]))
+                arguments.append(gates[key])
                 continue
-            op = graph.nodes[j].op
-            if isinstance(op, Constant):
+            if j not in values and isinstance(op, Constant):
                 values[j] = builder.constant(op.value, graph.nodes[j].name)
-                continue
-            values[j] = builder.input(graph.nodes[j].name, graph.nodes[j].shape)
-            gate = node.op if k == 0 else None
-            boxes.append(_around(gate.knots, ranges[j]) if isinstance(gate, Switched) else ranges[j])
-        values[i] = builder.add(node.op, *[values[j] for j in node.inputs], name=node.name)
+            elif j not in values:
+                values[j] = builder.input(graph.nodes[j].name, graph.nodes[j].shape)
+                boxes.append(ranges[j])
+            arguments.append(values[j])
+        values[i] = builder.add(node.op, *arguments, name=node.name)
+    if not live[graph.outputs[0]]:
+        raise ValueError("The objective does not depend on its seed.")
     made = builder.graph(*[values[i] for i in graph.outputs])
-    last = made.by_name[graph.nodes[seed].name]
-    inputs = (*[i for i in made.inputs if i != last], last)
+    last = made.inputs[place]
+    inputs = (*made.inputs[:place], *made.inputs[place + 1 :], last)
     return Graph(made.nodes, inputs, made.outputs), boxes
 
 
