@@ -185,7 +185,8 @@ def test_balls() -> None:
     point = torch.randn(2000, 3)
     point = 0.5 * point / point.norm(dim=1, keepdim=True) * torch.rand(2000, 1)
     jacobian = torch.func.vmap(torch.func.jacrev(lambda v: net(v)))(point)
-    assert inside.upper >= float(torch.linalg.matrix_norm(jacobian, 2).amax())
+    assert inside.upper >= float(torch.linalg.matrix_norm(jacobian, 2).amax().detach())
+    assert inside.point is not None and float(inside.point.norm()) <= 0.5 * (1 + 1e-6)
 
 
 class Jump(nn.Module):

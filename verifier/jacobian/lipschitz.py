@@ -192,7 +192,7 @@ class _Local:
         self._box = Interval(
             *[torch.cat([t.flatten(1).double() for t in side], 1) for side in zip(*ends, strict=True)]
         )
-        self._climber = Climber(question, effort.device)
+        self._climber = Climber(question, effort.device, _inside(sets, effort.device))
 
     def result(self) -> Lipschitz:
         effort = self._effort
@@ -275,6 +275,24 @@ class _Local:
         found = maximise(self._question, box, self._climber, limits)
         self._domains = found.domains
         return raised(found.upper, self._question.power)
+
+
+def _inside(sets: Sequence[InputSet], device: torch.device) -> Callable[[Tensor], Tensor] | None:
+    """Moves points [M, n_in] into the sets of one instance; None where these are boxes, which searches keep to."""
+    if all(isinstance(s, Box) for s in sets):
+        return None
+    wide = [s.to(torch.float64, device) for s in sets]
+    sizes = [math.prod(s.shape) for s in wide]
+
+    def move(points: Tensor) -> Tensor:
+        parts = points.split(sizes, dim=1)
+        moved = [
+            s.project(p.view(1, len(points), *s.shape)).reshape(len(points), -1)
+            for s, p in zip(wide, parts, strict=True)
+        ]
+        return torch.cat(moved, 1)
+
+    return move
 
 
 def root_intervals(question: Objective, sets: Sequence[InputSet], method: Method, effort: Effort) -> Interval:

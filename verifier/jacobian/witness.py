@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,11 @@ class Climber:
     What is remembered are lower ends of intervals, rounding included: at a kink all gradients beside it count.
     """
 
-    def __init__(self, objective: Objective, device: torch.device) -> None:
+    def __init__(
+        self, objective: Objective, device: torch.device, inside: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        """`inside` moves points [M, n_in] into the set, where this is no box."""
+        self._inside = inside
         self._graph = objective.flat.to(torch.float64, device)
         self._seeds = objective.seeds.to(torch.float64).to(device).flatten(1)
         self._size = sum(n.numel for n in self._graph.nodes)
@@ -48,6 +53,7 @@ class Climber:
     def values(self, points: Tensor, seeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The objective at `points` [M, n_in], -inf where it is not finite, and the seed that gives it, each [M]; of
         the seeds [M] where these are given. Those that seem to be the best are evaluated again with their rounding."""
+        points = points if self._inside is None else self._inside(points)
         found, which = [], []
         every = len(self._seeds) if seeds is None else 1
         rows = torch.arange(len(points), device=points.device)
