@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from verifier.api import trace as trace
     from verifier.api import verify as verify
     from verifier.certification import certify as certify
+    from verifier.derivatives import certified_radius as certified_radius
     from verifier.derivatives import lipschitz as lipschitz
     from verifier.derivatives import monotonicity as monotonicity
     from verifier.errors import ModelError as ModelError
@@ -42,6 +43,7 @@ _HOME = {
     "inspect": "verifier.api",
     "trace": "verifier.api",
     "certify": "verifier.certification",
+    "certified_radius": "verifier.derivatives",
     "lipschitz": "verifier.derivatives",
     "monotonicity": "verifier.derivatives",
     "explain": "verifier.explanation.explain",
