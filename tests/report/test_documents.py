@@ -24,15 +24,27 @@ def blocks(kind: str) -> list[tuple[str, str]]:
     return [(name, match[2]) for name, match in found if match[1] == kind]
 
 
+def lines(text: str) -> list[tuple[str, str]]:
+    """(command, the output shown under it, perhaps none) of a console block."""
+    parts = [part.partition("\n") for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]]
+    return [(command.partition("  #")[0].strip(), output.strip()) for command, _, output in parts]
+
+
 def commands() -> list[tuple[str, str]]:
-    """(command, the output shown under it, perhaps none) of all console blocks, each command once."""
+    """Those that verify, of all console blocks, each command once."""
     shown: dict[str, str] = {}
     for _, text in blocks("console"):
-        for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
-            command, _, output = part.partition("\n")
-            command = command.partition("  #")[0].strip()
-            shown[command] = max(shown.get(command, ""), output.strip(), key=len)
-    return [(command, output) for command, output in shown.items() if not command.startswith(ELSEWHERE)]
+        for command, output in lines(text):
+            shown[command] = max(shown.get(command, ""), output, key=len)
+    return [(c, output) for c, output in shown.items() if c.startswith("verifier verify ")]
+
+
+def scripts() -> list[tuple[str, str]]:
+    """(document, all commands in a row) of console blocks with others, which may rest on each other."""
+    found = [
+        (name, [c for c, _ in lines(text) if not c.startswith(ELSEWHERE)]) for name, text in blocks("console")
+    ]
+    return [(name, "\n".join(c)) for name, c in found if any(not x.startswith("verifier verify ") for x in c)]
 
 
 @pytest.fixture
@@ -64,6 +76,16 @@ def test_console_blocks_do_what_is_shown(folder, command, output):
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith(output)
     assert ran.stdout.splitlines()[0] in ("sat", "unsat")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "script"), scripts(), ids=lambda text: text[:40])
+def test_console_blocks_run_in_a_row(folder, name, script):
+    head = f'set -e\nverifier() {{ {shlex.quote(sys.executable)} -m verifier "$@"; }}\n'
+    ran = subprocess.run(
+        ["bash", "-c", head + script], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert ran.returncode == 0, f"{name}: {ran.stderr}"
 
 
 def test_there_is_something_to_run():
