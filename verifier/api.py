@@ -220,7 +220,8 @@ def load_network(model: Model, keep: Sequence[str] = ()) -> Network:
             "input, and pass the result."
         )
     if hasattr(model, "program"):
-        return _ModuleNetwork(model.graph(torch.float64), model)
+        with torch.no_grad():  # bounds here are of the weights as they are, and have no gradients in them
+            return _ModuleNetwork(model.graph(torch.float64), model)
     raise ModelError(f"a model is an ONNX file, its bytes, or a traced module, not {type(model).__name__}.")
 
 

@@ -295,6 +295,7 @@ def _inside(sets: Sequence[InputSet], device: torch.device) -> Callable[[Tensor]
     return move
 
 
+@torch.no_grad()
 def root_intervals(question: Objective, sets: Sequence[InputSet], method: Method, effort: Effort) -> Interval:
     """Enclosures of an objective's values for every seed on one instance, [S, K], float64."""
     boxes = [s.to(effort.dtype, effort.device) for s in sets]

@@ -57,7 +57,7 @@ def signs(
     place = index.repeat(len(data))
     seeds = asked.seeds.to(effort.dtype).to(effort.device)
     found = []
-    with full_precision():
+    with full_precision(), torch.no_grad():
         for rows in torch.arange(len(lower)).split(BATCH):
             box = Box(lower[rows].view(-1, *shape), upper[rows].view(-1, *shape))
             box = box.to(effort.dtype, effort.device)
