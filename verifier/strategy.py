@@ -19,14 +19,23 @@ from verifier.bounds.backward import OutOfTime
 from verifier.bounds.final import AscentOptions
 from verifier.bounds.undefined import first_undefined
 from verifier.branching.activation_split import HEURISTICS, ActivationBrancher
-from verifier.branching.bounded import Facts
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.domains import Domains
 from verifier.branching.first_look import STEP, first_look, forward
 from verifier.branching.input_split import InputBrancher
-from verifier.branching.root import Root, by_decisions, condensed, root, root_cuts, root_planes
+from verifier.branching.root import Root, below, by_decisions, condensed, root, root_cuts, root_planes
 from verifier.branching.search import FIRST, Outcome, Search, SearchOptions
-from verifier.branching.sizes import FREE, FREE_WORK, cases, free_memory, step_size, wide_step_size, work
+from verifier.branching.sizes import (
+    FREE,
+    FREE_WORK,
+    INPUT_DIMENSIONS,
+    INPUTS_TRIED,
+    cases,
+    free_memory,
+    step_size,
+    wide_step_size,
+    work,
+)
 from verifier.errors import is_out_of_memory
 from verifier.graph import Interval, Univariate
 from verifier.options import Options
@@ -52,14 +61,10 @@ LINEAR_INPUTS, LINEAR_FEW = 8, 0.25
 """With fewer varying inputs than this, where halving boxes is often quicker, they get this part of it; likewise where
 their bounds are flat."""
 TRIES_PER_STEP = 4
-INPUT_DIMENSIONS = 48
-"""Up to this many inputs that vary, boxes are split; above, neurons are. Splitting boxes bounds all unstable
-neurons anew for every part, so it also takes a network of at most INPUT_WORK coefficients per pass."""
 SMOOTH_DIMENSIONS = 128
-"""The same for networks with smooth operators, of which no single one decides much (tables in docs/benchmarks.md)."""
+"""The same as INPUT_DIMENSIONS for networks with smooth operators, of which no single one decides much (tables in
+docs/benchmarks.md)."""
 INPUT_WORK = 5e6
-INPUTS_TRIED = 2
-"""Coordinates whose halves are compared with those of neurons, in a box of few that vary."""
 PLANES = 1 << 27
 """Numbers that the linear forms of undecided neurons may have."""
 CUTS_SHARE = 0.1
@@ -309,9 +314,7 @@ class _Run:
                 closed = min(settled, found.closed)
                 return Outcome(Status.UNSAT, Reason.NONE, closed, len(compiled.lower), 0)
             start, closed = found.start, found.closed
-            ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
-            settings = replace(settings, refine=False, inherit=True, gaps=True, ascent=ascent)
-            bounder = Bounder(found.compiled, self.device, self.dtype, settings, Facts(found.enclosures))
+            bounder = below(found, bounder, settings)
             if self.options.method != "crown":
                 bounder = self._with_cuts(bounder, start)
             heuristic = HEURISTICS.get(self.options.branching, HEURISTICS["fsb"])

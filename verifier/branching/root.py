@@ -16,10 +16,11 @@ from verifier.bounds.cases import decision_cases
 from verifier.bounds.condense import condense, multiplications
 from verifier.bounds.crown import Effort, inner_bounds
 from verifier.bounds.cuts import Cuts
+from verifier.bounds.final import AscentOptions
 from verifier.bounds.interval import Bounds
 from verifier.bounds.joint import Final, JointOptions, joint_cuts
 from verifier.branching.bounded import Facts
-from verifier.branching.bounding import Bounder
+from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.clip_neurons import NeuronPlanes, PlaneLimits, neuron_planes
 from verifier.branching.domains import Domains
 from verifier.graph import Elementwise, Graph, Interval
@@ -127,6 +128,13 @@ def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
     return Root(
         replace(compiled, graph=small.graph.to(device="cpu"), _cast={}), start, enclosures, found.closed
     )
+
+
+def below(found: Root, bounder: Bounder, options: BoundOptions) -> Bounder:
+    """A bounder for the parts of the root's cases: `options`, but inner bounds handed down and few steps of ascent."""
+    ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
+    options = replace(options, refine=False, inherit=True, gaps=True, ascent=ascent)
+    return Bounder(found.compiled, bounder.device, bounder.dtype, options, Facts(found.enclosures))
 
 
 def root_cuts(bounder: Bounder, start: Domains, deadline: float) -> Cuts | None:

@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 
 _SHOWN = 20  # elements of one tensor that are listed before only the extremes are
 
+SetOf = Annotated[
+    Path | None, typer.Argument(metavar="SPEC", help="Take the input set of this VNN-LIB query.")
+]
+Center = Annotated[
+    Path | None, typer.Option("--input", metavar="FILE", help="A point, as .npy or .npz with one array.")
+]
+Eps = Annotated[float | None, typer.Option(help="Radius around --input, in its units.")]
+"""What names an input set on the command line; `input_set` makes it."""
+
 
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, .gz too.")],
-    spec: Annotated[
-        Path | None, typer.Argument(metavar="SPEC", help="Take the input set of this VNN-LIB query.")
-    ] = None,
-    center: Annotated[
-        Path | None, typer.Option("--input", metavar="FILE", help="A point, as .npy or .npz with one array.")
-    ] = None,
-    eps: Annotated[float | None, typer.Option(help="Radius around --input, in its units.")] = None,
+    spec: SetOf = None,
+    center: Center = None,
+    eps: Eps = None,
     norm: Annotated[Literal["inf", "2", "1"], typer.Option(help="The norm of that radius.")] = "inf",
     method: Annotated[BoundMethod, typer.Option(help="Bounds to use.")] = "alpha-crown",
     node: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Bound this node as well.")] = None,

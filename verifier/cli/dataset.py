@@ -60,7 +60,9 @@ def _load(path: Path) -> dict[str, NDArray]:
         loaded = np.load(path)
         return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {"": loaded}
     except (OSError, ValueError, EOFError) as error:
-        raise VerifierError(f"{path} cannot be read as .npz or .npy ({error}).") from error
+        raise VerifierError(
+            f"{path} cannot be read as .npy or .npz ({error}). Write it with numpy.save."
+        ) from error
 
 
 def _pair(path: Path, arrays: dict[str, NDArray]) -> tuple[NDArray, NDArray]:
@@ -155,18 +157,9 @@ def _sample(file: Path, scale: float | None) -> NDArray:
 
 def read_array(file: Path, name: str = "") -> np.ndarray:
     """The one array of an .npy or .npz file; of several the one called `name`. Raises VerifierError."""
-    import numpy as np
-
-    try:
-        loaded = np.load(file)
-    except (OSError, ValueError) as error:
-        raise VerifierError(
-            f"{file} cannot be read as .npy or .npz ({error}). Write it with numpy.save."
-        ) from error
-    if isinstance(loaded, np.lib.npyio.NpzFile):
-        if name in loaded.files:
-            return loaded[name]
-        if len(loaded.files) != 1:
-            raise VerifierError(f"{file} has the arrays {', '.join(loaded.files)}. Give a file with one.")
-        return loaded[loaded.files[0]]
-    return loaded
+    arrays = _load(file)
+    if name in arrays:
+        return arrays[name]
+    if len(arrays) != 1:
+        raise VerifierError(f"{file} has the arrays {', '.join(arrays)}. Give a file with one.")
+    return next(iter(arrays.values()))

@@ -13,7 +13,7 @@ import typer
 
 from verifier.cli.flags import with_options
 from verifier.cli.solve import Clock
-from verifier.cli.verify import check_writable, target_of
+from verifier.cli.verify import ModelFile, Networks, SpecFile, check_writable, target_of
 from verifier.errors import VerifierError
 from verifier.options import Options
 from verifier.report.columns import columns
@@ -28,15 +28,9 @@ _WIDTH = 100
 
 @with_options(timeout=60.0, progress=True)
 def command(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="ONNX file, .gz too; left out with --network.")
-    ],
-    spec: Annotated[
-        Path | None, typer.Argument(metavar="SPEC", help="VNN-LIB 1.0 or 2.0 file, .gz too.")
-    ] = None,
-    network: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=MODEL", help="The network of that name in a 2.0 query.")
-    ] = None,
+    model: ModelFile,
+    spec: SpecFile = None,
+    network: Networks = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write all that was found as JSON.")
     ] = None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from verifier.cli.bounds import input_set
+from verifier.cli.bounds import Center, Eps, SetOf, input_set
 from verifier.cli.dataset import read_array
 from verifier.cli.verify import existing
 from verifier.errors import OptionsError, VerifierError
@@ -22,13 +22,9 @@ _MARGIN = "The difference of these two outputs, such as 3 5."
 
 def command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, .gz too.")],
-    spec: Annotated[
-        Path | None, typer.Argument(metavar="SPEC", help="Take the input set of this VNN-LIB query.")
-    ] = None,
-    center: Annotated[
-        Path | None, typer.Option("--input", metavar="FILE", help="A point, as .npy or .npz with one array.")
-    ] = None,
-    eps: Annotated[float | None, typer.Option(help="Radius around --input, in its units.")] = None,
+    spec: SetOf = None,
+    center: Center = None,
+    eps: Eps = None,
     norm: Annotated[
         Literal["inf", "2", "1"], typer.Option(help="The norm of inputs and outputs, and of --eps.")
     ] = "inf",

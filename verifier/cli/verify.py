@@ -26,19 +26,22 @@ from verifier.results import Reason, Result, Stats, Status
 
 _LEADING = re.compile(rb"(?:\s|;[^\n]*\n)*+\(\s*vnnlib-version\b")
 
+ModelFile = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="ONNX file, .gz too; left out with --network.")
+]
+SpecFile = Annotated[Path | None, typer.Argument(metavar="SPEC", help="VNN-LIB 1.0 or 2.0 file, .gz too.")]
+Networks = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=MODEL", help="The network of that name in a 2.0 query.")
+]
+"""What names a query on the command line."""
+
 
 @with_options(progress=True)
 def command(
     context: typer.Context,
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="ONNX file, .gz too; left out with --network.")
-    ],
-    spec: Annotated[
-        Path | None, typer.Argument(metavar="SPEC", help="VNN-LIB 1.0 or 2.0 file, .gz too.")
-    ] = None,
-    network: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=MODEL", help="The network of that name in a 2.0 query.")
-    ] = None,
+    model: ModelFile,
+    spec: SpecFile = None,
+    network: Networks = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.")] = None,
     witness: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a counterexample there too.")

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from verifier.bounds.alpha import AlphaOptions
-from verifier.bounds.final import AscentOptions
 from verifier.branching.activation_split import HEURISTICS, ActivationBrancher
-from verifier.branching.bounded import Facts
 from verifier.branching.bounding import Bounder, BoundOptions
 from verifier.branching.input_split import InputBrancher
-from verifier.branching.root import root
+from verifier.branching.root import below, root
 from verifier.branching.search import Search, SearchOptions
-from verifier.branching.sizes import cases, step_size, wide_step_size
+from verifier.branching.sizes import INPUT_DIMENSIONS, INPUTS_TRIED, cases, step_size, wide_step_size
 from verifier.graph import Interval
 from verifier.jacobian.objective import Objective
 from verifier.jacobian.witness import Climber
@@ -27,8 +25,6 @@ from verifier.solvers.solve import LinearSearch, linear_search
 from verifier.specs.compile import Compiled
 
 ROOT_ITERATIONS = 20
-INPUTS_TRIED = 2
-FEW_INPUTS = 48
 SLICE = 0.5
 """Seconds between two looks at the gap."""
 
@@ -127,27 +123,24 @@ class _Run:
         limits = self._limits
         settings = BoundOptions(memory=limits.memory // 4, deadline=limits.deadline)
         bounder = Bounder(compiled, limits.device, limits.dtype, settings)
-        start, closed = cases(compiled, limits.device), math.inf
+        start = cases(compiled, limits.device)
         first = len(start)
         switched = any(isinstance(n.op, Switched) for n in bounder.graph.nodes)
-        if not switched and compiled.varying <= FEW_INPUTS:
+        if not switched and compiled.varying <= INPUT_DIMENSIONS:
             options = SearchOptions(limits.deadline, batch=step_size(bounder), memory=limits.memory // 2)
-            return Search(bounder, InputBrancher(bounder), start, self._look, options), closed, first
-        iterations = ROOT_ITERATIONS
-        alpha = AlphaOptions(iterations, memory=limits.memory // 8, deadline=limits.deadline)
+            return Search(bounder, InputBrancher(bounder), start, self._look, options), math.inf, first
+        alpha = AlphaOptions(ROOT_ITERATIONS, memory=limits.memory // 8, deadline=limits.deadline)
         with torch.no_grad():
             found = root(bounder, start, alpha, step_size(bounder))
         if not len(found.start):
             return None, found.closed, first
-        ascent = AscentOptions(steps=8, rate=0.1, decay=0.95)
-        settings = replace(settings, refine=False, inherit=True, gaps=True, ascent=ascent)
-        bounder = Bounder(found.compiled, limits.device, limits.dtype, settings, Facts(found.enclosures))
-        tried = INPUTS_TRIED if compiled.varying <= FEW_INPUTS else 0
+        bounder = below(found, bounder, settings)
+        tried = INPUTS_TRIED if compiled.varying <= INPUT_DIMENSIONS else 0
         brancher = ActivationBrancher(bounder, HEURISTICS["fsb"], 0, tried)
         options = SearchOptions(
             limits.deadline, batch=wide_step_size(bounder), memory=limits.memory // 2, closed=found.closed
         )
-        return Search(bounder, brancher, found.start, self._look, options), closed, first
+        return Search(bounder, brancher, found.start, self._look, options), math.inf, first
 
 
 def _target(climber: Climber, limits: Limits) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Graph, Value
+from verifier.graph.op import Shape
 from verifier.ops.arithmetic import negate, scale_shift
 from verifier.ops.linear import Linear
 from verifier.ops.movement import reshape, take
@@ -48,13 +51,9 @@ class Objective:
     def flat(self) -> Graph:
         """The same with one input vector, the network's inputs and then the seed, as searches have it."""
         builder = Builder()
-        sizes = [self.graph.nodes[i].numel for i in self.graph.inputs]
-        x = builder.input("x", (sum(sizes),))
-        feed, start = {}, 0
-        for position, size in zip(self.graph.inputs, sizes, strict=True):
-            part = take(builder, x, lambda t, a=start, n=size: t[a : a + n])
-            feed[position] = reshape(builder, part, self.graph.nodes[position].shape)
-            start += size
+        shapes = [self.graph.nodes[i].shape for i in self.graph.inputs]
+        x = builder.input("x", (sum(math.prod(s) for s in shapes),))
+        feed = dict(zip(self.graph.inputs, _split(builder, x, shapes), strict=True))
         return builder.graph(*builder.include(self.graph, feed))
 
     def margins(self, target: float) -> Graph:
@@ -114,6 +113,15 @@ def _gradient(pulled: Graph) -> tuple[Builder, Value]:
     return builder, scale_shift(builder, zero, shift=builder.tensor(gradient))
 
 
+def _split(builder: Builder, x: Value, shapes: Sequence[Shape]) -> list[Value]:
+    """The parts, of these shapes, that a vector holds one after another."""
+    ends = list(itertools.accumulate([math.prod(s) for s in shapes], initial=0))
+    return [
+        reshape(builder, take(builder, x, lambda t, a=a, b=b: t[a:b]), shape)
+        for (a, b), shape in zip(itertools.pairwise(ends), shapes, strict=True)
+    ]
+
+
 def _columns(graph: Graph, rows: Tensor) -> Objective:
     """Sums over the rows, for the unit vectors of the input as seeds."""
     pushed = join_switches(push_forward(graph))
@@ -124,18 +132,14 @@ def _columns(graph: Graph, rows: Tensor) -> Objective:
         i: builder.input(pushed.nodes[i].name, s)
         for i, s in zip(pushed.inputs[:half], shapes[:half], strict=True)
     }
-    sizes = [math.prod(s) for s in shapes[half:]]
-    seed = builder.input("seed", (sum(sizes),))
-    start = 0
-    for i, shape, size in zip(pushed.inputs[half:], shapes[half:], sizes, strict=True):
-        part = take(builder, seed, lambda t, a=start, n=size: t[a : a + n])
-        feed[i] = reshape(builder, part, shape)
-        start += size
+    size = sum(math.prod(s) for s in shapes[half:])
+    seed = builder.input("seed", (size,))
+    feed.update(zip(pushed.inputs[half:], _split(builder, seed, shapes[half:]), strict=True))
     (column,) = builder.include(pushed, feed)
     column = reshape(builder, column, (-1,))
     chosen = _combined(builder, column, rows)
     value = total(builder, absolute(builder, chosen), [0], keep=True)
-    return Objective(fold(builder.graph(value)), torch.eye(sum(sizes), dtype=graph.dtype))
+    return Objective(fold(builder.graph(value)), torch.eye(size, dtype=graph.dtype))
 
 
 def _frobenius(graph: Graph, rows: Tensor) -> Objective:
