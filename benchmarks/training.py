@@ -1,30 +1,35 @@
 """Certified training on the digits of scikit-learn: accuracy, certified accuracy, tightness and time of every loss.
 
-    python benchmarks/training.py [--seeds 0 1 2] [--methods IBP ...] [--networks cnn mlp] [--out digits.jsonl]
-    python benchmarks/training.py --methods IBP --networks mlp --widths 0.25 1 4      (does width help?)
+    python -m benchmarks.training --jobs 2 --out digits.jsonl              (the table: 90 trainings, 96 judgements)
+    python -m benchmarks.training --methods IBP --widths 0.25 1 4 --eps 0.1 --out widths.jsonl    (does width help?)
+    python -m benchmarks.training --table digits.jsonl
 
-1297 images train, 500 are held out (the split is fixed); of these the first `--count` are attacked and certified, by
-the cheapest bounds first and by branch and bound for `--timeout` seconds each. Radii are of the pixel range. A line of
-JSON is written per training, so that an interrupted run loses nothing; `--table digits.jsonl` prints what is there.
+1297 images train, 500 are held out (the split is fixed); of these the first `--count` are attacked and certified: cheap
+bounds first, then branch and bound, `--timeout` seconds per image and `--budget` seconds per network, the
+same for all. Radii are of the pixel range. Each process has one thread. A line of JSON is written per network and
+radius as soon as it is judged; what `--out` has already is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from common import machine
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
 import verifier
+from benchmarks.common import machine
 from verifier.attack.descent import DescentOptions
 from verifier.options import Options
 from verifier.training import (
@@ -34,7 +39,9 @@ from verifier.training import (
     MTLIBP,
     SABR,
     STAPS,
+    TAPS,
     Adversarial,
+    ExpIBP,
     Linf,
     Loss,
     Ramp,
@@ -67,7 +74,13 @@ def losses(eps: float) -> dict[str, Loss | None]:
         "STAPS": STAPS(near=NEAR, share=share, latent=latent),
         "MTL-IBP": MTLIBP(near=NEAR, alpha=alpha),
         "CC-IBP": CCIBP(near=NEAR, alpha=alpha),
+        "TAPS": TAPS(near=NEAR, latent=latent),
+        "Exp-IBP": ExpIBP(near=NEAR, alpha=alpha),
     }
+
+
+METHODS = ("standard", "PGD", "IBP", "CROWN-IBP", "SABR", "STAPS", "MTL-IBP", "CC-IBP")
+"""Those of the table; TAPS and Exp-IBP are there for who asks."""
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -103,14 +116,32 @@ def network(name: str, width: float) -> nn.Module:
 
 @dataclass(frozen=True)
 class Job:
-    """One training."""
+    """One training, for the largest of `radii`; the network is judged at each (the clean loss knows no radius)."""
 
     method: str
     network: str
-    eps: float
+    radii: tuple[float, ...]
     seed: int
     width: float = 1.0
     epochs: int = 30
+
+    @property
+    def eps(self) -> float:
+        return max(self.radii)
+
+    def key(self, eps: float) -> dict[str, Any]:
+        """What names a row."""
+        words = {"method": self.method, "network": self.network, "eps": eps, "seed": self.seed}
+        return words | {"width": self.width, "epochs": self.epochs}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many of the held-out images are judged, and seconds of branch and bound for each and for all."""
+
+    count: int = 100
+    timeout: float = 2.0
+    budget: float = 30.0
 
 
 def fit(job: Job, x: Tensor, y: Tensor) -> tuple[nn.Module, float]:
@@ -161,14 +192,14 @@ def step_loss(
     return WarmUp(loss=chosen, target=target)(net, x, y, radius)  # pyright: ignore[reportArgumentType]
 
 
-def judge(job: Job, module: nn.Module, x: Tensor, y: Tensor, count: int, timeout: float) -> dict[str, float]:
-    """Shares of the held-out images: clean of all, the others of the first `count`."""
+def judge(module: nn.Module, eps: float, x: Tensor, y: Tensor, limits: Limits) -> dict[str, float]:
+    """Shares of the held-out images: clean of all, the others of the first ones."""
     clean = float((module(x).argmax(1) == y).float().mean())
-    tight = propagation_tightness(trace(module, x[:1]), x, y, job.eps, NEAR).margins
-    loader = [(x[i : i + 50], y[i : i + 50]) for i in range(0, count, 50)]
-    options = Options(timeout=timeout, threads=torch.get_num_threads())
+    tight = propagation_tightness(trace(module, x[:1]), x, y, eps, NEAR).margins
+    options = Options(timeout=limits.timeout, threads=torch.get_num_threads())
+    model = verifier.trace(module, x[:1])
     found = verifier.certify(
-        verifier.trace(module, x[:1]), loader, job.eps, clip=CLIP, count=count, options=options
+        model, [(x, y)], eps, clip=CLIP, count=limits.count, options=options, budget=limits.budget
     )
     return {
         "clean": clean,
@@ -179,33 +210,68 @@ def judge(job: Job, module: nn.Module, x: Tensor, y: Tensor, count: int, timeout
     }
 
 
-def jobs(given: argparse.Namespace) -> Iterable[Job]:
+def rows_of(job: Job, limits: Limits) -> list[dict[str, Any]]:
+    """Trains, judges at every radius; `training` and `judging` are processor seconds."""
+    torch.set_num_threads(1)
+    x, y, held, labels = digits()
+    began = time.process_time()
+    module, epoch = fit(job, x, y)
+    spent, rows = time.process_time() - began, []
+    for eps in job.radii:
+        began = time.process_time()
+        found = judge(module, eps, held, labels, limits)
+        cost = {"epoch": epoch, "training": spent / len(job.radii), "judging": time.process_time() - began}
+        rows.append(job.key(eps) | found | cost)
+    return rows
+
+
+def jobs(given: argparse.Namespace, done: Sequence[dict[str, Any]]) -> Iterator[Job]:
+    """All trainings some row of which is not there yet, seed by seed."""
     for seed in given.seeds:
-        for eps in given.eps:
-            for name in given.networks:
-                for method in given.methods:
-                    for width in given.widths:
-                        yield Job(method, name, eps, seed, width, given.epochs)
+        for name in given.networks:
+            for method in given.methods:
+                for width in given.widths:
+                    each = [tuple(given.eps)] if method == "standard" else [(eps,) for eps in given.eps]
+                    for radii in each:
+                        job = Job(method, name, radii, seed, width, given.epochs)
+                        keys = [job.key(eps).items() for eps in radii]
+                        if not all(any(key <= row.items() for row in done) for key in keys):
+                            yield job
 
 
-def table(rows: Sequence[dict]) -> list[str]:
-    """Means over the seeds."""
-    columns = ("clean", "attacked", "interval", "certified", "tightness", "epoch")
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
+def finished(chosen: Sequence[Job], limits: Limits, processes: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows of every job as it ends."""
+    if processes == 1:
+        yield from (rows_of(job, limits) for job in chosen)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(rows_of, job, limits) for job in chosen]):
+            yield future.result()
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Means over the seeds, with their standard deviation."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    order = {name: k for k, name in enumerate(losses(SMALL))}
+    for row in sorted(rows, key=lambda r: (r["network"], r["eps"], order[r["method"]], r["width"])):
         groups.setdefault((row["network"], row["eps"], row["width"], row["method"]), []).append(row)
     lines = [
         "| network | eps | loss | clean | PGD | IBP-certified | certified | tightness | s / epoch | seeds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (name, eps, width, method), group in groups.items():
-        means = [statistics.mean(row[c] for row in group) for c in columns]
-        shares = " | ".join(f"{100 * m:.1f}" for m in means[:4])
+        names = ("clean", "attacked", "interval", "certified")
+        cells = [_spread([100 * row[c] for row in group], 1) for c in names]
+        cells += [_spread([row["tightness"] for row in group], 3)]
+        cells += [f"{statistics.mean(row['epoch'] for row in group):.2f}", str(len(group))]
         wide = "" if width == 1 else f" x{width:g}"
-        lines.append(
-            f"| {name}{wide} | {eps} | {method} | {shares} | {means[4]:.3f} | {means[5]:.2f} | {len(group)} |"
-        )
+        lines.append(f"| {name}{wide} | {eps} | {method} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def parsed() -> argparse.Namespace:
@@ -215,34 +281,40 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--eps", type=float, nargs="+", default=[0.1, 0.2])
     parser.add_argument("--networks", nargs="+", default=["cnn", "mlp"], choices=["cnn", "mlp"])
-    parser.add_argument("--methods", nargs="+", default=list(losses(SMALL)))
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=list(losses(SMALL)))
     parser.add_argument("--widths", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--timeout", type=float, default=2.0)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--epochs", type=int, default=Job.epochs)
+    parser.add_argument("--count", type=int, default=Limits.count)
+    parser.add_argument("--timeout", type=float, default=Limits.timeout)
+    parser.add_argument("--budget", type=float, default=Limits.budget)
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread")
+    parser.add_argument("--out", type=Path, help="lines of JSON, which a later run goes on from")
     parser.add_argument("--table", type=Path, help="print the table of such a file and end")
     return parser.parse_args()
 
 
+def read(path: Path | None) -> list[dict[str, Any]]:
+    if path is None or not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def main() -> None:
     given = parsed()
-    if given.table:
-        print("\n".join(table([json.loads(line) for line in given.table.read_text().splitlines()])))
-        return
-    x, y, held, labels = digits()
-    rows = []
-    for job in jobs(given):
-        module, epoch = fit(job, x, y)
-        began = time.perf_counter()
-        row = {**job.__dict__, "epoch": epoch, **judge(job, module, held, labels, given.count, given.timeout)}
-        row["judging"] = time.perf_counter() - began
-        rows.append(row)
-        if given.out:
-            with given.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+    rows = read(given.table or given.out)
+    began = time.monotonic()
+    if not given.table:
+        limits = Limits(given.count, given.timeout, given.budget)
+        for fresh in finished(list(jobs(given, rows)), limits, given.jobs):
+            rows += fresh
+            if given.out:
+                with given.out.open("a") as file:
+                    file.write("".join(json.dumps(row) + "\n" for row in fresh))
     print("\n".join(table(rows)))
-    print(machine())
+    spent = [sum(row[name] for row in rows) for name in ("training", "judging")]
+    print(f"processor seconds: {spent[0]:.0f} of training, {spent[1]:.0f} of judging")
+    if not given.table:
+        print(f"{time.monotonic() - began:.0f} s in this run; {machine()}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a step of certified training costs beside a plain one: medians of one run, in turns.
 
-    python benchmarks/training_cost.py [--device cuda] [--batch 16] [--repeats 7] [--width 64] [--size 32]
+    python -m benchmarks.training_cost [--device cuda] [--batch 16] [--repeats 7] [--width 64] [--size 32]
 
 The network is CNN7 (convolutions of 64, 64, 128 (stride 2), 128, 128 channels, 512 neurons, batch normalisation after
 each) at CIFAR-10's shape, the data random. A step is loss and gradients, without the optimiser's. Times are divided by
@@ -17,10 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from common import machine
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.common import machine
 from verifier.environment import peak_memory_mb
 from verifier.training import CROWNIBP, IBP, MTLIBP, SABR, Linf, Loss, trace
 

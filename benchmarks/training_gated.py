@@ -1,6 +1,6 @@
 """An LSTM that reads digits row by row, trained with PGD and with a certified loss, judged alike by branch and bound.
 
-    python benchmarks/training_gated.py [--eps 0.05] [--epochs 15] [--units 16] [--count 50] [--timeout 5]
+    python -m benchmarks.training_gated [--eps 0.05] [--epochs 15] [--units 16] [--count 50] [--timeout 5]
 
 1297 images train, 500 are held out; of these the first `--count` are certified, cheapest bounds first, with `--timeout`
 seconds of branch and bound each. The radius is of the pixel range.
@@ -12,11 +12,11 @@ import argparse
 from dataclasses import replace
 
 import torch
-from common import machine
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import verifier
+from benchmarks.common import machine
+from benchmarks.training import digits
 from verifier.attack.descent import DescentOptions
 from verifier.options import Options
 from verifier.training import IBP, Adversarial, Linf, Loss, Ramp, SmoothRamp, propagation_tightness, trace
@@ -37,14 +37,6 @@ class Reader(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.head(self.layer(rows)[0][:, -1])
-
-
-def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    data = load_digits()
-    x, y = torch.from_numpy(data.images / 16).float(), torch.from_numpy(data.target).long()
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    held, train = order[:500], order[500:]
-    return x[train], y[train], x[held], y[held]
 
 
 def fit(loss: Loss, x: Tensor, y: Tensor, eps: float, epochs: int, units: int) -> nn.Module:
@@ -78,7 +70,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--timeout", type=float, default=5.0)
     given = parser.parse_args()
-    x, y, held, labels = digits()
+    x, y, held, labels = (t.squeeze(1) if t.dim() == 4 else t for t in digits())
     print("| trained with | clean | attacked | IBP | CROWN | alpha-CROWN | certified | tightness |")
     print("|---|---|---|---|---|---|---|---|")
     for name, loss in LOSSES.items():

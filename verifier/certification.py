@@ -21,6 +21,7 @@ from verifier.attack.replay import run_network
 from verifier.bounds.alpha import AlphaOptions, optimise
 from verifier.bounds.cases import decision_cases
 from verifier.bounds.crown import inner_bounds, specification_bound
+from verifier.bounds.hope import Hope
 from verifier.bounds.interval import interval_bounds
 from verifier.bounds.rows import margin_rows
 from verifier.errors import OptionsError, VerifierError, is_out_of_memory
@@ -141,28 +142,36 @@ def certify(
     count: int | None = None,
     options: Options = Options(timeout=30.0),
     progress: Callable[[Sample], None] | None = None,
+    budget: float = math.inf,
 ) -> Certification:
     """Clean, attacked and certified accuracy of a classifier on `data`.
 
     `model` is what `verify` takes, with one input and one output of scores. `data` yields batches (x [N, *shape],
     labels [N]), as a DataLoader does; `count` is how many samples are taken. Around every sample that is classified as
     labelled, all points within `eps`, in the units of x and the given norm, cut to `clip`, are to keep the class. Whole
-    batches are bounded in one call, by the cheapest of `methods` first; what bounds leave open is attacked, and
-    what is left is verified within `options.timeout` seconds per sample (only for the maximum norm). An input that
-    an attack finds counts once the model itself, run on it, gives another class.
+    batches are bounded in one call, by the cheapest of `methods` first; what a single pass leaves open is attacked
+    before slopes are optimised. What is left of all batches is verified (only for the maximum norm), the largest
+    margins first, within `options.timeout` seconds per sample and `budget` seconds in all. An input that an attack
+    finds counts once the model itself, run on it, gives another class. `progress` gets every sample as it is settled.
 
     Raises VerifierError for networks, data or options that do not fit.
     """
     ladder = _checked(eps, norm, methods)
     api.check_device(options)
     judge = _Judge(api.load_network(model), _Question(eps, norm, clip), ladder, options)
+    tell = progress or (lambda _: None)
     samples: list[Sample] = []
+    left: list[tuple[Sample, Tensor]] = []
     for x, labels in _limited(data, count):
-        fresh = judge.batch(x, labels)
-        samples += [replace(s, index=len(samples) + k) for k, s in enumerate(fresh)]
-        if progress is not None:
-            for sample in samples[-len(fresh) :]:
-                progress(sample)
+        for sample, one in zip(judge.batch(x, labels), x, strict=True):
+            samples.append(replace(sample, index=len(samples)))
+            if sample.verdict is Verdict.OPEN and "full" in ladder:
+                left.append((samples[-1], one))
+            else:
+                tell(samples[-1])
+    for sample in judge.search(left, budget):
+        samples[sample.index] = sample
+        tell(sample)
     if not samples:
         raise VerifierError("the data has no samples.")
     return Certification(tuple(samples), eps, norm, tuple(ladder), dict(judge.seconds))
@@ -320,14 +329,19 @@ class _Judge:
         with full_precision():
             graph = prepare(self.network.graph, [x.double()]).to(torch.float32, self.device)
             for method in self.methods:
-                if method != "full":
+                if method == "interval" or method == "crown":
                     self._bound(graph, x, rows, samples, method)
             self._attack(graph, x, rows, samples)
-        if "full" in self.methods:
-            for i, sample in enumerate(samples):
-                if sample.verdict is Verdict.OPEN:
-                    samples[i] = self._verify(x[i], sample)
+            if "alpha-crown" in self.methods:
+                self._bound(graph, x, rows, samples, "alpha-crown")
         return samples
+
+    def search(self, left: Sequence[tuple[Sample, Tensor]], budget: float) -> Iterator[Sample]:
+        """Branch and bound of what bounds left open, the likeliest first, each with the sample as it is known then."""
+        until = time.monotonic() + budget
+        for sample, x in sorted(left, key=lambda pair: -_known(pair[0])):
+            seconds = min(self.options.seconds, until - time.monotonic())
+            yield self._verify(self._fitted(x[None])[0], sample, seconds) if seconds > 0 else sample
 
     def _bound(
         self, graph: Graph, x: Tensor, rows: Tensor, samples: list[Sample], method: BatchMethod
@@ -335,7 +349,8 @@ class _Judge:
         with self._open(samples, method) as chosen:
             if chosen:
                 near = self.question.around(x[chosen]).to(torch.float32, self.device)
-                lower = lower_bounds(graph, near, rows[chosen].to(self.device), method, ALPHA).amin(1)
+                options = replace(ALPHA, stop=Hope(ALPHA.iterations))
+                lower = lower_bounds(graph, near, rows[chosen].to(self.device), method, options).amin(1)
                 for i, bound in zip(chosen, lower.tolist(), strict=True):
                     samples[i] = _bounded(samples[i], bound, method)
 
@@ -358,10 +373,10 @@ class _Judge:
                         samples[chosen[k]], verdict=Verdict.FALSIFIED, method="attack"
                     )
 
-    def _verify(self, x: Tensor, sample: Sample) -> Sample:
+    def _verify(self, x: Tensor, sample: Sample, limit: float) -> Sample:
         began = time.perf_counter()
         claim = robust(x.double(), sample.label, self.question.eps, self.question.clip)
-        result = api.verify(self.network, claim, options=replace(self.options, progress=False))
+        result = api.verify(self.network, claim, options=replace(self.options, timeout=limit, progress=False))
         seconds = time.perf_counter() - began
         self.seconds["full"] += seconds
         verdict = {Status.UNSAT: Verdict.CERTIFIED, Status.SAT: Verdict.FALSIFIED}.get(
@@ -384,6 +399,10 @@ class _Judge:
         self.seconds[method] += seconds
         for i in chosen:
             samples[i] = replace(samples[i], seconds=samples[i].seconds + seconds / len(chosen))
+
+
+def _known(sample: Sample) -> float:
+    return -math.inf if sample.margin is None else sample.margin
 
 
 def _bounded(sample: Sample, bound: float, method: str) -> Sample:

@@ -37,6 +37,14 @@ def test_table_and_rows(run: Runner, tmp_path: Path) -> None:
     assert lines[-1].split()[1] == f"{share:.4f}"
 
 
+def test_without_a_budget_nothing_is_branched(run: Runner) -> None:
+    words = ("certify", MODEL, DATA / "digits_test.npz", "--eps", 0.1, "--count", 12, "--no-progress")
+    tables = [run(*words, *more).out.splitlines() for more in (("--until", "alpha-crown"), ("--budget", 0))]
+    assert [line.split()[1:3] for line in tables[0][1:]] == [line.split()[1:3] for line in tables[1][1:6]]
+    assert tables[1][6].split()[1:3] == tables[1][5].split()[1:3]
+    assert run(*words, "--budget", -1).code == 2
+
+
 def test_folders_hold_the_same_data(
     run: Runner, tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]
 ) -> None:

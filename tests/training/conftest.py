@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -54,3 +58,14 @@ def images() -> Callable[..., nn.Module]:
 @pytest.fixture
 def batches() -> Callable[..., tuple[Tensor, Tensor]]:
     return batch
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch, root: Path) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a script of examples/ by its name, as its neighbours there do."""
+    known = set(sys.modules)
+    monkeypatch.syspath_prepend(str(root / "examples"))
+    yield import_module
+    for name in set(sys.modules) - known:
+        if Path(getattr(sys.modules[name], "__file__", None) or "").parent == root / "examples":
+            del sys.modules[name]

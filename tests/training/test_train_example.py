@@ -8,7 +8,9 @@ import pickle
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +20,8 @@ pytest.importorskip("sklearn", reason="the example needs scikit-learn, an extra"
 
 
 @pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch, root: Path):
-    monkeypatch.syspath_prepend(str(root / "examples"))
-    import image_data
-    import train_certified
-
-    yield image_data, train_certified
-    for name in ("image_data", "train_certified"):
-        sys.modules.pop(name, None)
+def modules(example: Callable[[str], Any]) -> tuple[Any, Any]:
+    return example("image_data"), example("train_certified")
 
 
 def options(**changes: object) -> argparse.Namespace:

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 import verifier
 from verifier import Options, Status, VerifierError
-from verifier.certification import METHODS, Certification, Verdict, certify, lower_bounds, margin_rows
+from verifier.certification import (
+    METHODS,
+    Certification,
+    Verdict,
+    certify,
+    lower_bounds,
+    margin_rows,
+)
 from verifier.errors import OptionsError
 from verifier.frontends.onnx import load
 from verifier.sets import Ball, Box
@@ -52,6 +59,20 @@ def test_accuracies_are_in_order(found: Certification) -> None:
     table = found.rows()[1]
     assert [row[0] for row in table] == ["clean", "attacked", *METHODS]
     assert '"verdict": "falsified"' in found.to_json()
+
+
+def test_the_budget_goes_to_the_largest_margins(found: Certification, digits: tuple[Tensor, Tensor]) -> None:
+    """And without one nothing is searched; every sample is told once, when it is settled."""
+    told: list[int] = []
+    words = {"clip": (0.0, 1.0), "progress": lambda sample: told.append(sample.index)}
+    plain = certify(DATA / "digits_mlp.onnx", [digits], EPS, **words, methods=METHODS[:3])
+    assert told == list(range(34))
+    told.clear()
+    none = certify(DATA / "digits_mlp.onnx", [digits], EPS, **words, budget=0.0)
+    assert none.certified() == plain.certified() < found.certified() and none.attacked == plain.attacked
+    left = [s for s in plain.samples if s.verdict is Verdict.OPEN]
+    assert len(left) > 1 and sorted(told) == list(range(34))
+    assert told[-len(left) :] == [s.index for s in sorted(left, key=lambda s: -(s.margin or 0.0))]
 
 
 @pytest.mark.parametrize("norm", ["2", "1"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -42,6 +43,10 @@ def command(
         Literal["interval", "crown", "alpha-crown", "full"],
         typer.Option(help="The last of these to try; full branches, --timeout seconds per sample."),
     ] = "full",
+    budget: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Seconds of branching for all samples, the likeliest first."),
+    ] = None,
     json: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every sample's row as JSON.")
     ] = None,
@@ -56,6 +61,8 @@ def command(
         raise VerifierError(f"--scale must be positive, not {scale:g}.")
     if count is not None and count < 1:
         raise VerifierError(f"--count must be at least 1, not {count}.")
+    if budget is not None and not budget >= 0:
+        raise VerifierError(f"--budget must be at least 0, not {budget:g}.")
     network = existing(model)
     batches = read_dataset(data, scale)
 
@@ -66,7 +73,8 @@ def command(
     tensors = ((torch.from_numpy(x), torch.from_numpy(y)) for x, y in batches)
     methods = METHODS[: METHODS.index(until) + 1]
     show = _show() if options.progress else None
-    found = certify(network, tensors, eps, norm, clip, methods, count, options, show)
+    spent = math.inf if budget is None else budget
+    found = certify(network, tensors, eps, norm, clip, methods, count, options, show, spent)
     typer.echo(columns(*found.rows()))
     if norm != "inf" and until == "full":
         typer.echo("Only boxes are branched: methods end at alpha-crown in this norm.", err=True)
