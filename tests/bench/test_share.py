@@ -11,6 +11,7 @@ import pytest
 from verifier import api
 from verifier.bench import runner, share
 from verifier.bench.instances import by_network, find_instances
+from verifier.bench.live import Board
 from verifier.bench.record import Record
 from verifier.bench.runner import Resources, run_together
 from verifier.bench.share import joined, verify_together
@@ -97,28 +98,94 @@ def test_vision_transformers_are_settled_in_the_batch_as_alone(shared):
     assert has_means(network.graph)
 
 
-# Answers the first two queries it is given, then dies; the marked one never answers.
+# Answers the queries it is given until it comes to the marked one, which it begins and never answers.
 FAKE = """
-import json, sys, time
+import json, sys
 job = json.load(open(sys.argv[-1]))
 with open(job["answers"], "a") as out:
     for i, spec in enumerate(job["specs"]):
+        if "heavy" in spec:
+            sys.exit("no room")
+        out.write(json.dumps({"number": i, "begun": True}) + chr(10))
         if "bad" in spec:
-            sys.exit(1)
+            out.flush()
+            sys.exit("no luck")
         result = {"verdict": "unsat", "explanation": "", "seconds": {"shared": 0.1}, "bound": 1.0}
         out.write(json.dumps({"number": i, "seconds": 0.1, "result": result, "witness": ""}) + chr(10))
 """
+# One instance in a process of its own.
+ALONE = "import sys; print('unsat' if 'heavy' in sys.argv[2] else 'sat')"
+
+
+def _fake(tmp_path, monkeypatch, names):
+    for file, text in (("fake.py", FAKE), ("alone.py", ALONE)):
+        (tmp_path / file).write_text(text)
+    monkeypatch.setattr(runner, "SHARE", (sys.executable, "-S", "-E", str(tmp_path / "fake.py")))
+    monkeypatch.setattr(runner, "VERIFIER", (sys.executable, "-S", "-E", str(tmp_path / "alone.py")))
+    (tmp_path / "instances.csv").write_text("".join(f"n.onnx,{name}.vnnlib,5\n" for name in names))
+    (group,) = by_network(find_instances(tmp_path))
+    found: list[Record] = []
+    begun: list[int] = []
+    run_together(
+        group,
+        1.0,
+        Resources(),
+        lambda _: None,
+        threading.Event(),
+        found.append,
+        lambda i: begun.append(i.row),
+    )
+    return found, begun
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kills processes as Linux lets one")
 def test_a_process_that_dies_costs_the_instance_that_it_was_at(tmp_path, monkeypatch):
-    script = tmp_path / "fake.py"
-    script.write_text(FAKE)
-    monkeypatch.setattr(runner, "SHARE", (sys.executable, "-S", "-E", str(script)))
-    names = ["a", "bad", "c", "d"]
-    (tmp_path / "instances.csv").write_text("".join(f"n.onnx,{name}.vnnlib,5\n" for name in names))
-    (group,) = by_network(find_instances(tmp_path))
-    found: list[Record] = []
-    run_together(group, 1.0, Resources(), lambda _: None, threading.Event(), found.append)
+    found, begun = _fake(tmp_path, monkeypatch, ["a", "bad", "c", "d"])
     assert [(r.row, r.verdict) for r in found] == [(1, "unsat"), (2, "error"), (3, "unsat"), (4, "unsat")]
     assert found[0].phases == {"shared": 0.1} and found[0].bound == 1.0
+    assert found[1].message == "no luck" and begun == [1, 2, 3, 4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills processes as Linux lets one")
+def test_a_batch_that_dies_costs_nothing(tmp_path, monkeypatch):
+    """In place of one instance after the other, with a batch as large each time."""
+    found, begun = _fake(tmp_path, monkeypatch, ["heavy", "c", "d"])
+    assert [(r.row, r.verdict) for r in found] == [(1, "unsat"), (2, "sat"), (3, "sat")] and begun == [
+        1,
+        2,
+        3,
+    ]
+
+
+def test_several_jobs_divide_the_queries_of_one_network(tmp_path):
+    rows = [f"{'m' if i == 3 else 'n'}.onnx,{i}.vnnlib,5\n" for i in range(7)]
+    (tmp_path / "instances.csv").write_text("".join(rows))
+    instances = find_instances(tmp_path)
+    sizes = {jobs: [len(g) for g in by_network(instances, jobs)] for jobs in (1, 2, 3, 9)}
+    assert sizes == {1: [6, 1], 2: [4, 2, 1], 3: [3, 3, 1], 9: [1] * 7}
+    assert {len(i.networks) for g in by_network(instances, 2) for i in g} == {1}
+    assert sorted(i.row for g in by_network(instances, 2) for i in g) == list(range(1, 8))
+
+
+def test_the_table_tells_a_batch_from_what_is_looked_at_alone(tmp_path):
+    pytest.importorskip("rich")
+    (tmp_path / "instances.csv").write_text("".join(f"n.onnx,{i}.vnnlib,5\n" for i in range(4)))
+    group, board = find_instances(tmp_path), Board(4, 0)
+
+    def rows():
+        columns = [list(column.cells) for column in board.table().columns[:2]]
+        return [
+            (str(name).replace(f"{tmp_path.name}/", ""), word) for name, word in zip(*columns, strict=True)
+        ]
+
+    board.together(group)
+    assert rows() == [("4 queries of n.onnx", "in one batch")]
+    board.ended(group[1].record(5, "unsat", 0.1))
+    assert rows() == [("n.onnx/1.vnnlib", "unsat"), ("3 queries of n.onnx", "in one batch")]
+    board.started(group[0])
+    assert rows()[1:] == [("n.onnx/0.vnnlib", "..."), ("2 queries of n.onnx", "waiting")]
+    board.ended(group[0].record(5, "sat", 0.1))
+    board.started(group[2])
+    assert rows()[2:] == [("n.onnx/2.vnnlib", "..."), ("1 query of n.onnx", "waiting")]
+    board.started(group[3])
+    assert rows()[2:] == [("n.onnx/2.vnnlib", "..."), ("n.onnx/3.vnnlib", "...")]

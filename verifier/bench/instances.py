@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -115,12 +116,14 @@ def _chosen(found: list[Instance], only: str) -> list[Instance]:
     return chosen
 
 
-def by_network(instances: Sequence[Instance]) -> list[list[Instance]]:
-    """Those of the same networks together, in the order of the first of each."""
+def by_network(instances: Sequence[Instance], jobs: int = 1) -> list[list[Instance]]:
+    """Those of the same networks together, in the order of the first of each; for several jobs cut into parts, so that
+    none has more than its share of all."""
     groups: dict[tuple[tuple[str, Path], ...], list[Instance]] = {}
     for instance in instances:
         groups.setdefault(tuple(instance.networks.items()), []).append(instance)
-    return list(groups.values())
+    most = max(1, math.ceil(len(instances) / jobs))
+    return [group[i : i + most] for group in groups.values() for i in range(0, len(group), most)]
 
 
 def _read(table: Path) -> list[Instance]:

@@ -170,20 +170,29 @@ def run_together(
     witness: Callable[[Instance], Path | None],
     stop: threading.Event,
     emit: Callable[[Record], None],
+    begin: Callable[[Instance], None] = lambda _: None,
 ) -> None:
-    """Instances of the same networks in one process, which loads these once (`bench.share`).
+    """Instances of the same networks in one process, which loads these once (`bench.share`). `begin` gets those that
+    their batch left open, when they are looked at alone.
 
-    Of a process that had to be ended, the instance that it was at is an error; another one goes on with the rest.
+    Of a process that had to be ended, the instance that it was at is an error, and another one goes on with the rest.
+    Where that was the batch, which would end in the same way again, each has a process of its own.
     """
     left = list(group)
     while left and not stop.is_set():
-        begun = len(left)
-        killed = _run_group(left, scale, resources, witness, stop, emit)
-        if stop.is_set():
+        why, alone = _run_group(left, scale, resources, witness, stop, emit, begin)
+        if stop.is_set() or not left:
             return
-        if left and (killed or len(left) == begun):
-            first = left.pop(0)
-            emit(first.record(first.timeout * scale, "error", 0.0, message=killed or "the process ended"))
+        if alone is None:
+            for instance in left:
+                begin(instance)
+                record = run_instance(instance, scale, (), resources, witness(instance), stop)
+                if stop.is_set():
+                    return
+                emit(record)
+            return
+        left.remove(alone)
+        emit(alone.record(alone.timeout * scale, "error", 0.0, message=why))
 
 
 def _run_group(
@@ -193,8 +202,10 @@ def _run_group(
     witness: Callable[[Instance], Path | None],
     stop: threading.Event,
     emit: Callable[[Record], None],
-) -> str:
-    """One process for all of `left`, from which it takes what is decided; why it had to be ended, if so."""
+    begin: Callable[[Instance], None],
+) -> tuple[str, Instance | None]:
+    """One process for all of `left`, from which it takes what is decided. Why it ended before it was done, if
+    so, and which one it looked at alone then."""
     group, limits = list(left), [i.timeout * scale for i in left]
     options: dict[str, Any] = {} if resources.threads is None else {"threads": resources.threads}
     options |= {} if resources.memory_gb is None else {"max_memory_gb": 0.6 * resources.memory_gb}
@@ -206,8 +217,13 @@ def _run_group(
         job.write_text(json.dumps(work | {"options": options, "answers": str(answers)}))
         answers.touch()
         watch, killed, alive = _Watch(sum(limits) + _GRACE, resources, stop), "", True
-        silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-        with _process([*SHARE, str(job)], resources, **silent) as process, answers.open("rb") as stream:
+        alone: Instance | None = None
+        streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.DEVNULL)
+        with (
+            (Path(place) / "err").open("w+") as err,
+            _process([*SHARE, str(job)], resources, stderr=err, **streams) as process,
+            answers.open("rb") as stream,
+        ):
             while alive and not killed:
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(_POLL)
@@ -217,11 +233,18 @@ def _run_group(
                 for line in lines:
                     told = json.loads(line)
                     instance = group[told["number"]]
+                    if "begun" in told:
+                        alone = instance
+                        begin(instance)
+                        continue
+                    alone = None
                     left.remove(instance)
                     emit(_told(instance, limits[told["number"]], told, witness(instance), watch.peak))
                 if lines:  # the next one has its own time
                     watch.restart(max((i.timeout * scale for i in left), default=0.0) + _GRACE)
-    return killed
+            err.seek(0)
+            said = " ".join(err.read().split())[-500:]
+    return killed or said or "the process ended", alone
 
 
 def _whole_lines(stream: BinaryIO) -> list[bytes]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import psutil
@@ -46,8 +47,10 @@ def verify_together(
     options: Options,
     tell: Tell,
     began: float | None = None,
+    begin: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Decides every query; `tell` gets its number, the answer and its seconds as each is known.
+    """Decides every query; `tell` gets its number, the answer and its seconds as each is known, `begin` the number of
+    one that is looked at alone, before.
 
     What is done for all of them, since `began` (of `time.monotonic`; now, unless given), counts for each with its equal
     part of the time, also against its limit.
@@ -76,6 +79,7 @@ def verify_together(
         tell(i, replace(settled[i], stats=stats, versions=versions()), part)
     for i, spec in enumerate(specs):
         if i not in settled:
+            begin(i)
             start = time.monotonic()
             answer = _alone(
                 networks if i in queries else model, queries.get(i, spec), limits[i] - part, options
@@ -234,8 +238,9 @@ def _renamed(tree: Tree, names: np.ndarray) -> Tree:
     return kind(tuple(_renamed(item, names) for item in tree.children))
 
 
-def main() -> None:
-    """The job is the JSON file that the first word names; a line of JSON per answer goes to the file named in it."""
+def main() -> NoReturn:
+    """The job is the JSON file that the first word names; lines of JSON go to the file named in it: `begun` and a
+    query's number when it is looked at alone, and one per answer. Does not return."""
     began = time.monotonic() - (
         time.time() - psutil.Process().create_time()
     )  # loading torch takes time as well
@@ -245,6 +250,10 @@ def main() -> None:
     specs = [Path(spec) for spec in job["specs"]]
     with open(job["answers"], "a", encoding="utf-8") as stream:
 
+        def say(line: dict[str, Any]) -> None:
+            stream.write(json.dumps(line) + "\n")
+            stream.flush()
+
         def tell(i: int, answer: Answer, seconds: float) -> None:
             line: dict[str, Any] = {"number": i, "seconds": seconds}
             if isinstance(answer, Result):
@@ -252,7 +261,10 @@ def main() -> None:
                 line |= {"result": answer.to_dict() | {"counterexample": None}, "witness": witness}
             else:
                 line |= {"error": str(answer)}
-            stream.write(json.dumps(line) + "\n")
-            stream.flush()
+            say(line)
 
-        verify_together(network, specs, job["limits"], Options(**job["options"]), tell, began)
+        options = Options(**job["options"])
+        verify_together(
+            network, specs, job["limits"], options, tell, began, lambda i: say({"number": i, "begun": True})
+        )
+    os._exit(0)  # taking torch down again takes half as long as loading it

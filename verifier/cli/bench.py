@@ -128,11 +128,11 @@ def _records(
     def run(
         group: list[Instance], slot: Resources, stop: threading.Event, emit: Callable[[Record], None]
     ) -> None:
-        for instance in group:
-            show.started(instance)
         if share:
-            run_together(group, scale, slot, file, stop, emit)
+            show.together(group)
+            run_together(group, scale, slot, file, stop, emit, show.started)
             return
+        show.started(group[0])
         record = run_instance(group[0], scale, resources=slot, witness=file(group[0]), stop=stop)
         if not stop.is_set():
             emit(record)
@@ -142,7 +142,7 @@ def _records(
 
         yield from run_on_ray(ray, left, scale, slots[0], file)
         return
-    groups = by_network(left) if share else [[instance] for instance in left]
+    groups = by_network(left, len(slots)) if share else [[instance] for instance in left]
     yield from run_all(groups, slots, run)
 
 
