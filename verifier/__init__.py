@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from verifier.api import verify as verify
     from verifier.certification import certify as certify
     from verifier.derivatives import certified_radius as certified_radius
+    from verifier.derivatives import export_jacobian as export_jacobian
     from verifier.derivatives import lipschitz as lipschitz
     from verifier.derivatives import monotonicity as monotonicity
     from verifier.errors import ModelError as ModelError
@@ -44,6 +45,7 @@ _HOME = {
     "trace": "verifier.api",
     "certify": "verifier.certification",
     "certified_radius": "verifier.derivatives",
+    "export_jacobian": "verifier.derivatives",
     "lipschitz": "verifier.derivatives",
     "monotonicity": "verifier.derivatives",
     "explain": "verifier.explanation.explain",

@@ -1,4 +1,4 @@
-"""What a network's derivatives say: `lipschitz` and `monotonicity`, the engines of `verifier lipschitz`."""
+"""What a network's derivatives say: the engines of `verifier lipschitz`, `verifier monotone`, `verifier jacobian`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from verifier import api
 from verifier.api import Model
 from verifier.branching.sizes import free_memory
 from verifier.errors import OptionsError, VerifierError
+from verifier.frontends.onnx import OnnxModel
 from verifier.graph import Graph
 from verifier.jacobian.lipschitz import Effort, Lipschitz, Method, Upper
 from verifier.jacobian.lipschitz import lipschitz as graph_constant
 from verifier.jacobian.monotone import Signs, signs
+from verifier.jacobian.network import Exported, export
 from verifier.jacobian.objective import Norm
 from verifier.jacobian.radius import certified_radius as graph_radius
 from verifier.options import LipschitzMethod, Options
@@ -101,6 +103,41 @@ def certified_radius(
     effort = replace(_effort(options), deadline=time.monotonic() + timeout)
     point = x.detach().reshape(1, *shape).to(effort.dtype).to(effort.device)
     return graph_radius(graph, point, label, _NORMS[norm], most, Method(method), effort)
+
+
+def export_jacobian(
+    model: Model,
+    outputs: Sequence[int] | None = None,
+    margin: tuple[int, int] | None = None,
+    inputs: Sequence[int] | None = None,
+) -> Exported:
+    """Derivatives of a network as an ONNX file of its own, for properties in VNN-LIB form.
+
+    Rows are `outputs` (positions in the flattened first output), by default all, or the one `margin` (i, j), output i
+    less output j; columns are the input elements `inputs`, by default all. `verify(exported.data, spec)` then decides a
+    file that speaks of the derivatives as Y. Raises VerifierError for bad input, UnsupportedError for operators without
+    a derivative, which may jump, or which have no form in ONNX here.
+    """
+    network = api.load_network(model)
+    network = network.unfused() if isinstance(network, OnnxModel) else network
+    graph = network.graph
+    size = sum(graph.nodes[i].numel for i in graph.inputs)
+    columns = list(range(size)) if inputs is None else list(inputs)
+    if not columns or any(not 0 <= k < size for k in columns):
+        raise OptionsError(f"inputs are numbers from 0 to {size - 1}.")
+    if outputs is not None and margin is not None:
+        raise OptionsError("`outputs` and `margin` exclude each other.")
+    if outputs is not None and not outputs:
+        raise OptionsError("give at least one output.")
+    if outputs is None:
+        rows = _rows(graph, None, margin)
+        labels = (
+            [f"Y_{k}" for k in range(len(rows))] if margin is None else [f"(Y_{margin[0]} - Y_{margin[1]})"]
+        )
+    else:
+        rows = torch.cat([_rows(graph, k, None) for k in outputs])
+        labels = [f"Y_{k}" for k in outputs]
+    return export(graph, network.inputs, rows, labels, columns)
 
 
 @dataclass(frozen=True)

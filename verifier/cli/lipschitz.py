@@ -1,4 +1,4 @@
-"""`verifier lipschitz` and `verifier monotone`: what a network's derivatives can be."""
+"""`verifier lipschitz`, `verifier monotone` and `verifier jacobian`: what a network's derivatives can be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from verifier.cli.bounds import Center, Eps, SetOf, input_set
 from verifier.cli.dataset import read_array
-from verifier.cli.verify import existing
+from verifier.cli.verify import check_writable, existing
 from verifier.errors import OptionsError, VerifierError
 from verifier.options import Device, Dtype, LipschitzMethod, Options
 from verifier.report.columns import columns
@@ -17,6 +17,8 @@ from verifier.report.columns import columns
 if TYPE_CHECKING:
     from verifier.jacobian.lipschitz import Lipschitz, Upper
 
+_SHOWN = 16
+"""Entries of a Jacobian that are listed."""
 _MARGIN = "The difference of these two outputs, such as 3 5."
 
 
@@ -163,8 +165,40 @@ def monotone(
         _write(json, found.to_json(indent=2) + "\n")
 
 
-def _write(path: Path, text: str) -> None:
+def jacobian(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="ONNX file, .gz too.")],
+    file: Annotated[Path, typer.Option("--write", "-o", metavar="FILE", help="The ONNX file to write.")],
+    output: Annotated[
+        list[int] | None, typer.Option(metavar="I", help="Only this output; may be repeated.")
+    ] = None,
+    margin: Annotated[tuple[int, int] | None, typer.Option(metavar="I J", help=_MARGIN)] = None,
+    input: Annotated[
+        list[int] | None, typer.Option(metavar="K", help="Only this input element; may be repeated.")
+    ] = None,
+) -> None:
+    """Write the Jacobian as an ONNX file of its own, so that a VNN-LIB file can speak of derivatives.
+
+    Its output Y has the derivatives; `verifier verify FILE SPEC` decides a property of them. At a kink the file has one
+    generalised derivative; unsat holds for all of them.
+    """
+    network = existing(model)
+    check_writable(file)
+
+    from verifier.derivatives import export_jacobian
+
+    found = export_jacobian(network, output, margin, input)
+    _write(file, found.data)
+    entries = found.entries()
+    shown = entries if len(entries) <= _SHOWN else [*entries[: _SHOWN - 1], ("...", "..."), entries[-1]]
+    typer.echo(columns(("output", "derivative"), shown))
+    if not found.exact:
+        typer.echo(
+            "The file's numbers are rounded to float32: it is the Jacobian of about this network.", err=True
+        )
+
+
+def _write(path: Path, content: str | bytes) -> None:
     try:
-        path.write_text(text)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise VerifierError(f"{path} cannot be written ({error.strerror}).") from error

@@ -20,6 +20,7 @@ import torch
 
 from verifier.environment import find_file
 from verifier.errors import ModelError, UnsupportedError
+from verifier.frontends.derivative_nodes import inlined
 from verifier.frontends.onnx_nodes import Scope
 from verifier.graph import Graph, Node, Value
 from verifier.graph.op import Shape
@@ -145,11 +146,7 @@ def _parse(data: bytes, source: str) -> onnx.ModelProto:
         ) from None
     if not proto.HasField("graph") or not proto.graph.node or not proto.opset_import:
         raise ModelError(f"{source} is not an ONNX model: it holds no graph; fetch or export it again.")
-    if proto.functions:
-        from onnx import inliner
-
-        proto = inliner.inline_local_functions(proto)
-    return proto
+    return inlined(proto) if proto.functions else proto
 
 
 def _dtype(info: onnx.ValueInfoProto, source: str) -> np.dtype:

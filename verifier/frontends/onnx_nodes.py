@@ -12,6 +12,8 @@ from torch import Tensor
 
 import verifier.ops  # noqa: F401  (registers the operators)
 from verifier.errors import ModelError, UnsupportedNode
+from verifier.frontends.derivative_nodes import DOMAIN as DERIVATIVES
+from verifier.frontends.derivative_nodes import convert as derivative
 from verifier.frontends.onnx_discrete import Discrete, free_names, graphs, reads
 from verifier.graph import Builder, Value
 from verifier.graph.op import Shape
@@ -118,9 +120,11 @@ class Scope:
         return self._convert(node, name)
 
     def _convert(self, node: onnx.NodeProto, name: str) -> Sequence[Value]:
+        inputs = tuple(self.values[i] if i else None for i in node.input)
+        if node.domain == DERIVATIVES:
+            return [derivative(self.builder.at(name), node.op_type, [x for x in inputs if x is not None])]
         if node.domain not in STANDARD:
             raise Unsupported(f"operators of the domain {node.domain} are not known")
-        inputs = tuple(self.values[i] if i else None for i in node.input)
         inner = {a: _Inner(self, graph, f"{name}/") for a, graph in graphs(node).items()}
         variable = any(v is not None and self.builder.is_variable(v) for v in inputs)
         if not inner and (node.op_type in ("Shape", "Size") or not variable):

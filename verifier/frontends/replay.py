@@ -98,7 +98,7 @@ def check(model: OnnxModel, samples: int = 4, seed: int = 0) -> None:
 
     The tolerance is that of `disagreements`. Raises ModelError that names the first differing node.
     """
-    points = _points(model, samples, seed)
+    points = random_points(model, samples, seed)
     names, theirs = [*model.outputs, *model.kept], run(model, points)
     if model.kept:
         theirs += run_inner(model, points, list(model.kept))
@@ -108,7 +108,7 @@ def check(model: OnnxModel, samples: int = 4, seed: int = 0) -> None:
             raise ModelError(_explain(model, points, name))
 
 
-def _points(model: OnnxModel, samples: int, seed: int) -> list[np.ndarray]:
+def random_points(model: OnnxModel, samples: int, seed: int) -> list[np.ndarray]:
     """Half of the points normally distributed, half uniform in [0, 1], in the model's own dtype."""
     random = np.random.default_rng(seed)
     points = []

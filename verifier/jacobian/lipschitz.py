@@ -18,7 +18,7 @@ from verifier.bounds.backward import OutOfTime
 from verifier.bounds.compute import compute_bounds
 from verifier.bounds.interval import interval_bounds
 from verifier.errors import OptionsError
-from verifier.graph import Elementwise, Graph, Interval
+from verifier.graph import Elementwise, Graph, Interval, Op
 from verifier.graph.precision import full_precision
 from verifier.jacobian.chain import ChainError
 from verifier.jacobian.everywhere import everywhere
@@ -428,11 +428,11 @@ def jumping(graph: Graph, sets: Sequence[InputSet]) -> Jumps:
     batch = max(len(b.lower) for b in boxes)
     open_ = torch.zeros(batch, dtype=torch.bool, device=boxes[0].lower.device)
     reason = ""
-    if not any(_may_jump(graph, i) for i in graph.ancestors(graph.outputs[0])):
+    if not any(may_jump(graph.nodes[i].op) for i in graph.ancestors(graph.outputs[0])):
         return Jumps(open_, reason)
     bounds = interval_bounds(graph.to(torch.float64, boxes[0].lower.device), boxes)
     for i in sorted(graph.ancestors(graph.outputs[0])):
-        if not _may_jump(graph, i):
+        if not may_jump(graph.nodes[i].op):
             continue
         node = graph.nodes[i]
         arguments = [bounds[j].expand(batch) for j in node.inputs]
@@ -447,8 +447,8 @@ def jumping(graph: Graph, sets: Sequence[InputSet]) -> Jumps:
     return Jumps(open_, reason)
 
 
-def _may_jump(graph: Graph, position: int) -> bool:
-    op = graph.nodes[position].op
+def may_jump(op: Op) -> bool:
+    """Whether an operator has pieces that need not meet."""
     return isinstance(op, Elementwise) and (op.jumps or isinstance(op, Choice))
 
 

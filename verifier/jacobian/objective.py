@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Graph, Value
-from verifier.graph.op import Shape
+from verifier.graph.op import Constant, Shape
 from verifier.ops.arithmetic import negate, scale_shift
 from verifier.ops.linear import Linear
 from verifier.ops.movement import reshape, take
@@ -21,7 +21,7 @@ from verifier.ops.piecewise_linear import absolute
 from verifier.ops.product import square
 from verifier.ops.reduction import total
 from verifier.ops.select import concat
-from verifier.transforms.differentiate import differentiate, push_forward
+from verifier.transforms.differentiate import depends, differentiate, push_forward
 from verifier.transforms.fold import fold
 from verifier.transforms.prepare import prepare
 from verifier.transforms.switches import join_switches
@@ -122,6 +122,30 @@ def _split(builder: Builder, x: Value, shapes: Sequence[Shape]) -> list[Value]:
     ]
 
 
+def repeated(
+    builder: Builder,
+    graph: Graph,
+    feed: Mapping[int, Value],
+    places: Sequence[int],
+    given: Sequence[Sequence[Value]],
+) -> Iterator[list[Value]]:
+    """The graph's outputs for each of what is `given` to its inputs `places`, the others being `feed`; what does not
+    depend on these is appended once."""
+    late = depends(graph, places)
+    shared = dict(feed)
+    for i, node in enumerate(graph.nodes):
+        if i in shared or late[i]:
+            continue
+        if isinstance(node.op, Constant):
+            shared[i] = builder.constant(node.op.value, node.name)
+        else:
+            shared[i] = builder.at(node.source).add(
+                node.op, *[shared[j] for j in node.inputs], name=node.name
+            )
+    for values in given:
+        yield builder.include(graph, {**shared, **dict(zip(places, values, strict=True))})
+
+
 def _columns(graph: Graph, rows: Tensor) -> Objective:
     """Sums over the rows, for the unit vectors of the input as seeds."""
     pushed = join_switches(push_forward(graph))
@@ -148,10 +172,11 @@ def _frobenius(graph: Graph, rows: Tensor) -> Objective:
     pulled = join_switches(differentiate(graph))
     feed = {i: builder.input(pulled.nodes[i].name, pulled.nodes[i].shape) for i in pulled.inputs[:-1]}
     seed = scale_shift(builder, builder.input("seed", (1,)), scale=0.0)
+    held = pulled.nodes[pulled.inputs[-1]].shape
+    seeds = [(builder.constant(row.view(held)),) for row in rows]
     squares = [seed]
-    for row in rows:
-        held = builder.constant(row.view(pulled.nodes[pulled.inputs[-1]].shape))
-        for part in builder.include(pulled, {**feed, pulled.inputs[-1]: held}):
+    for parts in repeated(builder, pulled, feed, pulled.inputs[-1:], seeds):
+        for part in parts:
             flat = reshape(builder, part, (-1,))
             squares.append(total(builder, square(builder, flat), [0], keep=True))
     value = total(builder, concat(builder, squares, 0), [0], keep=True)

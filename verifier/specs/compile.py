@@ -37,6 +37,7 @@ from verifier.transforms.fixed import scale_by_fixed
 from verifier.transforms.fold import fold
 from verifier.transforms.prepare import prepare
 from verifier.transforms.rectified import compare_before_relu
+from verifier.transforms.switches import settle_switches
 
 TYPICAL = 16
 """Of as many boxes' middles what is typical of inner values is taken."""
@@ -129,7 +130,8 @@ def compile_query(query: Query, networks: Mapping[str, Network], problem: Proble
     margins, atoms = _Margins(builder, values, first, linear, bool(pairs)).build()
     lower, upper = torch.from_numpy(lower), torch.from_numpy(upper)
     middle = lower / 2 + upper / 2
-    graph = multiply_by_deviation(compare_earlier(builder.graph(margins)))
+    graph = settle_switches(builder.graph(margins), bool(problem.nonlinear) or not _apart(linear, atoms))
+    graph = multiply_by_deviation(compare_earlier(graph))
     graph = compare_before_relu(graph, atoms.strict)
     graph = fold(prepare(graph, [middle[:TYPICAL].to(graph.dtype)]))
     clauses = atoms.clauses
@@ -138,6 +140,16 @@ def compile_query(query: Query, networks: Mapping[str, Network], problem: Proble
         lower, upper, clauses = cells.lower, cells.upper, clauses[cells.owner]
     graph = fold(scale_by_fixed(graph, lower, upper))
     return Compiled(graph, lower, upper, clauses, atoms.strict, problem.empty_reason, ties)
+
+
+def _apart(problem: Problem, atoms: _Atoms) -> bool:
+    """Whether every conjunction asks no more of a network's outputs than one linear inequality: what is linear in every
+    slope at a kink, and violates that on both sides of all kinks, violates it between them."""
+    reads = torch.zeros(len(atoms.strict), dtype=torch.int64)
+    reads[torch.from_numpy(problem.rows[problem.cols >= problem.inputs])] = 1
+    reads[problem.atoms :] = 2  # minima and maxima of several
+    counted = torch.where(atoms.clauses >= 0, reads[atoms.clauses.clamp(min=0)], 0)
+    return bool((counted.sum(2) <= 1).all())
 
 
 def _names(query: Query) -> list[str]:

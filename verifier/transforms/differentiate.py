@@ -18,13 +18,16 @@ from verifier.transforms.composites import write_out
 from verifier.transforms.fold import fold
 
 
-def differentiate(graph: Graph, output: int = 0, cotangent: Tensor | None = None) -> Graph:
+def differentiate(
+    graph: Graph, output: int = 0, cotangent: Tensor | None = None, folded: bool = True
+) -> Graph:
     """The vector-Jacobian products of one output: sums over its elements of cotangent times derivative.
 
     The result has the inputs of `graph` and one output per input, of that input's shape. `cotangent`, of the shape of
     output number `output` and not batched, is part of the graph (ones: the gradient of the sum); without it the graph
-    has one more input at the end, called "cotangent". Loops and composite operators are written out. Raises
-    UnsupportedError that names all operators without a derivative.
+    has one more input at the end, called "cotangent". Loops and composite operators are written out. Affine operators
+    are fused unless numbers are to stay as they are (not `folded`). Raises UnsupportedError that names all operators
+    without a derivative.
     """
     graph = write_out(graph)
     builder = Builder()
@@ -43,16 +46,16 @@ def differentiate(graph: Graph, output: int = 0, cotangent: Tensor | None = None
         found[i] if i in found else builder.constant(torch.zeros(graph.nodes[i].shape, dtype=graph.dtype))
         for i in graph.inputs
     ]
-    return fold(builder.graph(*gradients)).to(graph.dtype)
+    return _finished(builder.graph(*gradients), folded).to(graph.dtype)
 
 
-def push_forward(graph: Graph, output: int = 0) -> Graph:
+def push_forward(graph: Graph, output: int = 0, folded: bool = True) -> Graph:
     """The Jacobian-vector product of one output: a graph with one more input than `graph` per input, the tangents, and
     one output, the derivative of output number `output` along them.
 
     The vector-Jacobian product is linear in its cotangent; this is its transpose. Raises UnsupportedError.
     """
-    pulled = differentiate(graph, output)
+    pulled = differentiate(graph, output, folded=folded)
     seed = pulled.inputs[-1]
     builder = Builder()
     values = {i: builder.input(pulled.nodes[i].name, pulled.nodes[i].shape) for i in pulled.inputs[:-1]}
@@ -72,7 +75,11 @@ def push_forward(graph: Graph, output: int = 0) -> Graph:
     clean = Builder()
     kept = made.inputs[:-1]  # the cotangent is last, and nothing depends on it
     places = {i: clean.input(made.nodes[i].name, made.nodes[i].shape) for i in kept}
-    return fold(clean.graph(*clean.include(made, places))).to(graph.dtype)
+    return _finished(clean.graph(*clean.include(made, places)), folded).to(graph.dtype)
+
+
+def _finished(graph: Graph, folded: bool) -> Graph:
+    return fold(graph) if folded else graph
 
 
 def pull_back(
@@ -88,7 +95,7 @@ def pull_back(
     maps every variable node that has a derivative, inputs included, to it; with `towards` only nodes that depend on one
     of these are looked at. Raises UnsupportedError.
     """
-    on_path = graph.variable if towards is None else _depends(graph, towards)
+    on_path = graph.variable if towards is None else depends(graph, towards)
     pulled = dict(cotangents)
     refused: dict[int, tuple[str, str, int, str]] = {}
     behind: set[int] = set()  # what is refused; all of its arguments may count
@@ -111,7 +118,7 @@ def pull_back(
     return {i: value for i, value in pulled.items() if on_path[i]}
 
 
-def _depends(graph: Graph, sources: Collection[int]) -> list[bool]:
+def depends(graph: Graph, sources: Collection[int]) -> list[bool]:
     """For each node whether it depends on one of `sources` (or is one)."""
     found: list[bool] = []
     for i, node in enumerate(graph.nodes):
