@@ -12,9 +12,9 @@ from torch import Tensor
 
 from verifier.graph import Affine, Graph, Interval
 from verifier.graph.op import Constant, Input
-from verifier.ops.convolution import Conv
 from verifier.ops.linear import Linear
 from verifier.ops.piecewise_linear import Relu
+from verifier.training.changes import Changes
 from verifier.training.gradients import Product, Rectified
 
 
@@ -69,29 +69,35 @@ class Enclosures(Mapping[int, Interval]):
 
 
 def enclose(
-    graph: Graph, start: Mapping[int, Enclosure], shrink: float = 1.0, weights: float = 0.0
+    graph: Graph, start: Mapping[int, Enclosure], shrink: float = 1.0, changes: Changes | None = None
 ) -> Enclosures:
     """Enclosures of all nodes that follow from those in `start`, the inputs' among them (IBP, Gowal et al. 2018, arXiv
     1810.12715): one product with the weights and one with their sizes per affine node.
 
     With `shrink` below 1 the radius behind every ReLU is multiplied by it: no bounds, but what SABR trains with for
-    small radii (Mueller et al. 2023, arXiv 2210.04871). Entries of matrices and kernels may change by the
-    part `weights` of their size.
+    small radii (Mueller et al. 2023, arXiv 2210.04871). With `changes` parameters vary, too, in the values that this
+    computes (not in those of `start`).
     """
     found = dict(start)
     for i, node in enumerate(graph.nodes):
         if isinstance(node.op, Input) or not all(j in found for j in node.inputs):
             continue
-        own = _step(graph, i, found, shrink, weights)
+        own = _step(graph, i, found, shrink, changes)
         found[i] = own if i not in found else Enclosure(own.ends.intersect(found[i].ends))
     return Enclosures(found)
 
 
 def _step(
-    graph: Graph, position: int, found: Mapping[int, Enclosure], shrink: float, weights: float
+    graph: Graph, position: int, found: Mapping[int, Enclosure], shrink: float, changes: Changes | None
 ) -> Enclosure:
     op = graph.nodes[position].op
     arguments = [found[j] for j in graph.nodes[position].inputs]
+    if changes is not None and position in changes.nodes:
+        middles = [a.middle for a in arguments]
+        radius = changes.radius(graph.nodes[position], position, *middles)
+        if isinstance(op, Affine):
+            radius = radius + op.absolute(*[r for _, r in middles])
+        return Enclosure(middle=(op.forward(*[c for c, _ in middles]), torch.as_tensor(radius)))
     if isinstance(op, Constant):
         value = op.forward()
         return Enclosure(Interval(value, value), (value, torch.zeros_like(value)))
@@ -99,11 +105,6 @@ def _step(
         if op.exact and all(a._middle is None for a in arguments):
             lower, upper = (op.forward(*[end(a.ends) for a in arguments]) for end in (_lower, _upper))
             return Enclosure(Interval(lower, upper))
-        if weights and isinstance(op, Linear | Conv):
-            # (W + dW) x with |dW| <= weights |W|: what dW adds is at most |W| times weights |x|.
-            center, radius = arguments[0].middle
-            radius = radius + weights * (center.abs() + radius)
-            return Enclosure(middle=(op.forward(center), op.absolute(radius)))
         if isinstance(op, Linear):
             center, radius = Product.apply(*arguments[0].middle, op.weight)  # pyright: ignore[reportGeneralTypeIssues]
             return Enclosure(middle=(center if op.bias is None else center + op.bias, radius))

@@ -76,8 +76,26 @@ class Normalised(Affine):
         scale = (variance + self.eps).rsqrt()
         scale = scale if self.weight is None else scale * self.weight
         shift = -mean * scale if self.bias is None else self.bias - mean * scale
-        view = (-1, *[1] * (rank - 2)) if rank > 1 else (-1,)
-        return ScaleShift(scale.view(view), shift.view(view))
+        return ScaleShift(*_seen(rank, scale, shift))
+
+    def apart(self, rank: int, statistics: tuple[Tensor, Tensor] | None) -> tuple[ScaleShift, ...]:
+        """The same in two steps: what the statistics do, and what the parameters do."""
+        mean, variance = statistics or (self.mean, self.variance)
+        scale = (variance + self.eps).rsqrt()
+        first = Standardised(*_seen(rank, scale, -mean * scale))
+        if self.weight is None and self.bias is None:
+            return (first,)
+        return first, ScaleShift(*_seen(rank, self.weight, self.bias))
+
+
+def _seen(rank: int, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Numbers per channel [C] for values of that rank."""
+    view = (-1, *[1] * (rank - 2)) if rank > 1 else (-1,)
+    return [t if t is None else t.view(view) for t in tensors]
+
+
+class Standardised(ScaleShift):
+    """(x - mean) / deviation, of a batch normalisation whose own scale and bias follow as a node of their own."""
 
 
 def find(module: nn.Module, nodes: Iterable[fx.Node]) -> dict[str, tuple[fx.Node, ...]]:
@@ -175,21 +193,26 @@ def by_node(layers: Mapping[str, tuple[fx.Node, ...]], calls: Calls) -> dict[str
     return found
 
 
-def filled(graph: Graph, known: Mapping[str, Any]) -> Graph:
+def filled(graph: Graph, known: Mapping[str, Any], apart: bool = False) -> Graph:
     """The graph with what is known of its layers. Scalings of channels are merged into the convolutions before them:
-    bounds pass both in one step, and kernels are smaller than maps."""
+    bounds pass both in one step, and kernels are smaller than maps. With `apart` every parameter stays itself."""
     nodes: list[Node] = []
     position: list[int] = []
     for node in graph.nodes:
         inputs = tuple(position[j] for j in node.inputs)
         op: Op = node.op
-        if isinstance(op, Normalised):
+        if isinstance(op, Normalised) and apart:
+            *first, op = op.apart(len(node.shape), known.get(op.name))
+            for step in first:
+                nodes.append(replace(node, op=step, inputs=inputs, name=f"{node.name}_standardised"))
+                inputs = (len(nodes) - 1,)
+        elif isinstance(op, Normalised):
             op = op.filled(len(node.shape), known.get(op.name))
         elif isinstance(op, Dropped):
             op = op.filled(known.get(op.name))
         merged = None
         if len(inputs) == 1 and len(graph.users[node.inputs[0]]) == 1 and node.inputs[0] not in graph.outputs:
-            merged = _merged(nodes[inputs[0]], op)
+            merged = None if apart else _merged(nodes[inputs[0]], op)
         if merged is not None:
             nodes[inputs[0]] = replace(nodes[inputs[0]], op=merged, name=node.name, source=node.source)
             position.append(inputs[0])

@@ -22,8 +22,8 @@ class Neighbourhood(ABC):
     """Which inputs around x [B, *shape] count, for a radius `eps` in the units of x."""
 
     weights: float = 0.0
-    """By how much of its size every entry of linear layers and convolutions may change, at once with the input; only
-    intervals count that, and attacks leave the weights as they are."""
+    """By how much of its size every entry of every trained parameter may change, at once with the input; only intervals
+    count that, and attacks leave the parameters as they are."""
 
     @abstractmethod
     def around(self, x: Tensor, eps: Radius) -> InputSet:
@@ -37,7 +37,9 @@ class Neighbourhood(ABC):
 @dataclass(frozen=True)
 class Linf(Neighbourhood):
     """All points within `eps` in the maximum norm, cut to `clip`, the range of the data; with `weights` above 0 all
-    networks whose linear layers and convolutions differ by that part of each entry (biases stay), too.
+    networks whose trained parameters (those that require gradients) differ by that part of each entry, too: matrices,
+    kernels, recurrent weights, biases, scales of normalisations, learned positions. Statistics and
+    frozen parameters stay. ModelError where a parameter is not read as it is (a sum of two, its exponential).
 
     `eps` is a number, or a tensor that broadcasts to x: [B, 1, ...] for a radius per example, [C, 1, 1] per channel,
     [B, T, 1] per token of a sequence of embeddings (see `token_radius`).

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -73,12 +73,12 @@ class Network:
         """Whether some layer does something else now than in evaluation."""
         return any(self.module.get_submodule(path).training for path in self.layers)
 
-    def graph(self, x: Tensor) -> Graph:
+    def graph(self, x: Tensor, apart: bool = False) -> Graph:
         """The graph of the current parameters, as of `clean` where the module has layers that training changes; no pass
         is made where it has none."""
-        return self.clean(x).graph if self.changes else filled(self._unfilled(), {})
+        return self.clean(x, apart).graph if self.changes else self._filled({}, apart)
 
-    def clean(self, x: Tensor) -> Clean:
+    def clean(self, x: Tensor, apart: bool = False) -> Clean:
         """Runs the module on x [B, *shape] in its own mode, running statistics and random numbers included.
 
         Batch normalisation in training mode keeps the statistics of this pass in the graph, through which gradients
@@ -87,7 +87,14 @@ class Network:
         """
         with recording(self.module) as calls:
             scores = self.module(x)
-        return Clean(scores, filled(self._unfilled(), by_node(self.layers, calls)))
+        return Clean(scores, self._filled(by_node(self.layers, calls), apart))
+
+    def _filled(self, known: Mapping[str, Any], apart: bool) -> Graph:
+        if not apart:
+            return filled(self._unfilled(), known)
+        with torch.enable_grad():
+            graph = write_out(self.model.written(self._conversions))
+            return filled(join_gates(graph) if self._curved else graph, known, apart)
 
     def _unfilled(self) -> Graph:
         """The graph without what passes tell. It is kept where it holds the parameters themselves, which optimisers

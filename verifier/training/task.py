@@ -16,6 +16,7 @@ from verifier.errors import ModelError, OptionsError
 from verifier.graph import Affine, Graph, Interval
 from verifier.graph.coefficients import Dense
 from verifier.sets import InputSet
+from verifier.training.changes import Changes, changes
 from verifier.training.enclosures import Enclosure, Enclosures, enclose
 from verifier.training.neighbourhood import Neighbourhood, Radius
 from verifier.training.network import Clean, Network
@@ -40,13 +41,19 @@ class Task:
 
     @cached_property
     def clean(self) -> Clean:
-        return self.net.clean(self.x)
+        return self.net.clean(self.x, self.near.weights > 0)
 
     @cached_property
     def graph(self) -> Graph:
         """The network of this batch; the clean pass is only made for it where the network needs one."""
         known = self.__dict__.get("clean")
-        return self.net.graph(self.x) if known is None and not self.net.changes else self.clean.graph
+        plain = known is None and not self.net.changes
+        return self.net.graph(self.x, self.near.weights > 0) if plain else self.clean.graph
+
+    @cached_property
+    def changes(self) -> Changes | None:
+        """Where parameters that may change stand; None where none may."""
+        return changes(self.graph, self.near.weights) if self.near.weights > 0 else None
 
     @cached_property
     def inputs(self) -> InputSet:
@@ -64,12 +71,12 @@ class Task:
 
     def enclosed(self, inputs: InputSet, shrink: float = 1.0) -> Enclosures:
         """The same for other sets of inputs around the same examples."""
-        return enclose(self.graph, self.near.start(self.graph, inputs), shrink, self.near.weights)
+        return enclose(self.graph, self.near.start(self.graph, inputs), shrink, self.changes)
 
     def margins(self, enclosures: Enclosures) -> Interval:
         """The label's score less each other's, [B, K - 1], from enclosures of this graph's nodes."""
         # Where weights change there is no one map of the last layer and the margins.
-        products = 0 if self.near.weights else math.inf
+        products = -1 if self.near.weights else math.inf
         return spread(self.graph, self.rows, enclosures, products).ends
 
     def scores(self, x: Tensor) -> Tensor:
@@ -100,7 +107,7 @@ class Task:
 def spread(graph: Graph, rows: Tensor, enclosures: Enclosures, products: float = math.inf) -> Enclosure:
     """Linear forms `rows` [B, R, K] of the scores, [B, R], from the enclosures of where the affine nodes at the end of
     the network begin: these and the forms are one affine map, which loses less (Gowal et al. 2018). At most
-    `products` of the nodes that sum several elements are among them."""
+    `products` of the nodes that sum several elements are among them, and no node at all where it is negative."""
     position = graph.outputs[0]
     values = rows.unflatten(2, graph.nodes[position].shape)
     constant: Tensor | float = 0.0
