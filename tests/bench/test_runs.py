@@ -93,6 +93,16 @@ def test_jobs_run_at_the_same_time_and_devices_are_dealt_out(tmp_path, command):
         divide(None, ["gpu"])
 
 
+def test_the_gpus_of_a_batch_system_are_counted_as_it_shows_them(tmp_path, command, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-7")
+    slots = divide(None, ["cuda:0", "cuda:1"])
+    assert [slot.environment()["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["4", "GPU-7"]
+    threads = {slot.environment()["OMP_NUM_THREADS"] for slot in slots}
+    assert threads == {str(slots[0].threads)} and slots[0].threads == slots[1].threads
+    with pytest.raises(OptionsError, match="shows 2 of them"):
+        divide(None, ["cuda:0", "cuda:2"])
+
+
 def test_resuming_runs_what_is_missing_and_shards_are_disjoint(tmp_path, command, capsys):
     count = f"print('sat'); open({str(tmp_path / 'log')!r}, 'a').write('x')"
     folder, out = benchmark(tmp_path / "a", [count] * 5), tmp_path / "r.csv"

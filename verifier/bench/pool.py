@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 from verifier.bench.record import Record
-from verifier.bench.runner import Resources
+from verifier.bench.runner import Resources, visible
 from verifier.errors import OptionsError
 
 T = TypeVar("T")
@@ -28,6 +28,10 @@ def divide(
         kind, _, number = device.partition(":")
         if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
             raise OptionsError(f"--devices {device!r} is none: give cpu, cuda, or cuda:0,cuda:1.")
+        if number and visible() and int(number) >= len(visible()):
+            raise OptionsError(
+                f"--devices {device}: CUDA_VISIBLE_DEVICES shows {len(visible())} of them, counted from 0."
+            )
     count = jobs if jobs is not None else max(1, len(devices))
     if count < 1:
         raise OptionsError(f"--jobs must be at least 1, not {count}.")

@@ -62,9 +62,14 @@ class Resources:
             found |= {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         number = self.device.partition(":")[2]
         if number:
-            seen = [n for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n]
+            seen = visible()
             found["CUDA_VISIBLE_DEVICES"] = seen[int(number)] if seen else number
         return found
+
+
+def visible() -> list[str]:
+    """The GPUs that CUDA_VISIBLE_DEVICES names; none where it says nothing."""
+    return [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
 
 
 def run_instance(

@@ -94,8 +94,9 @@ def command(
                     show.ended(record)
         finally:
             rows = [done[instance.key] for instance in instances if instance.key in done]
-            write_csv(rows, out)
-            _print(rows, others)
+            if rows:
+                write_csv(rows, out)
+                _print(rows, others)
     if any(row.wrong for row in rows):
         raise typer.Exit(1)
 
