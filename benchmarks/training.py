@@ -139,7 +139,7 @@ class Job:
 class Limits:
     """How many of the held-out images are judged, and seconds of branch and bound for each and for all."""
 
-    count: int = 100
+    count: int = 200
     timeout: float = 2.0
     budget: float = 30.0
 

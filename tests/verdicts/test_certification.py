@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import verifier
-from verifier import Options, Status, VerifierError
+from verifier import Options, Status, VerifierError, training
 from verifier.certification import (
     METHODS,
     Certification,
@@ -106,6 +106,31 @@ def test_bounds_hold(method: str) -> None:
         points = sets.project(x.unsqueeze(1) + 0.2 * torch.randn(3, 400, 1, 6))
         scores = graph.evaluate([points.flatten(0, 1)])[0].view(3, 400, 4)
         assert bool((torch.einsum("brk,bsk->bsr", rows, scores) >= lower.unsqueeze(1) - 1e-6).all())
+
+
+def test_intervals_bound_the_margins_and_not_the_scores() -> None:
+    """The affine end of the network and the margins are one map, as in a loss of intervals; rounding apart."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(27, 8), nn.Linear(8, 4))
+    x, labels = torch.rand(5, 1, 5, 5), torch.tensor([0, 3, 1, 2, 2])
+    net = training.trace(module, x)
+    task = training.Task(net, x, labels, 0.05, training.Linf())
+    wanted = task.margins(task.enclosures).lower
+    graph, rows = verifier.trace(module, x).graph(), margin_rows(labels, 4)
+    found = lower_bounds(graph, Box.around(x.unsqueeze(1), 0.05), rows, "interval")
+    assert bool((found <= wanted + 1e-6).all()) and torch.allclose(found, wanted, atol=1e-4)
+    least, most = (t.flatten(1).unsqueeze(2) for t in task.enclosures[task.graph.outputs[0]])
+    apart = rows.clamp(min=0) @ least + rows.clamp(max=0) @ most
+    assert bool((found > apart.squeeze(2)).all())
+
+
+def test_infinite_intervals_are_no_bounds() -> None:
+    class Steep(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.exp(200 * x) @ torch.eye(3)
+
+    found = certify(verifier.trace(Steep(), torch.rand(1, 3)), [(torch.eye(3), torch.arange(3))], 1.0)
+    assert found.certified() == 0.0
 
 
 def test_what_does_not_fit_is_refused(digits: tuple[Tensor, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor
 
 from verifier.attack.descent import DescentOptions, descend
 from verifier.graph import Elementwise, Graph
-from verifier.graph.op import Constant, Input
+from verifier.graph.op import Input
 from verifier.sets import Box
 from verifier.training.enclosures import Enclosures
 from verifier.training.losses import ATTACK, Loss, small_boxes, worst_entropy
 from verifier.training.task import Task
+from verifier.transforms.part import after
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +110,3 @@ def cut_before(graph: Graph, behind: int) -> int:
         count += curved
         earliest = min([earliest, *[j for j in node.inputs if graph.variable[j]]])
     return graph.inputs[0]
-
-
-def after(graph: Graph, cut: int) -> Graph:
-    """The part of the network behind a node that everything goes through, with that node as its input."""
-    needed = graph.ancestors(graph.outputs[0])
-    kept = [i for i in sorted(needed) if i >= cut or isinstance(graph.nodes[i].op, Constant)]
-    new = {old: k for k, old in enumerate(kept)}
-    nodes = [
-        replace(graph.nodes[i], op=Input(graph.nodes[i].shape), inputs=())
-        if i == cut
-        else replace(graph.nodes[i], inputs=tuple(new[j] for j in graph.nodes[i].inputs))
-        for i in kept
-    ]
-    return Graph(tuple(nodes), (new[cut],), (new[graph.outputs[0]],))
