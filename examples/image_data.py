@@ -94,8 +94,18 @@ def _batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
         rows = np.fromfile(binary, np.uint8).reshape(-1, 3073)
         return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0]
     with path.open("rb") as file:
-        content = pickle.load(file, encoding="bytes")
+        content = _Arrays(file, encoding="bytes").load()
     return content[b"data"].reshape(-1, 3, 32, 32), np.array(content[b"labels"])
+
+
+class _Arrays(pickle.Unpickler):
+    """Of arrays, lists and dictionaries alone: other pickles can run any code."""
+
+    def find_class(self, module: str, name: str) -> object:
+        known = ("numpy.core.multiarray", "numpy._core.multiarray", "numpy", "_codecs")
+        if module in known and name in ("_reconstruct", "ndarray", "dtype", "encode"):
+            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        raise pickle.UnpicklingError(f"CIFAR-10's files hold no {module}.{name}")
 
 
 def _pixels(x: np.ndarray) -> Tensor:

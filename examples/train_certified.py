@@ -4,9 +4,10 @@
     python examples/train_certified.py --set mnist --data MNIST_FOLDER --eps 0.1 --loss SABR
     python examples/train_certified.py --set cifar10 --data CIFAR_FOLDER --eps 0.00784 --loss MTLIBP --device cuda
 
-Every epoch leaves a checkpoint in `--out`, from which `--resume` goes on; TensorBoard gets its curves where it is
-installed, and where matplotlib is, history.png shows clean and certified accuracy and tightness. At the end there are
-model.onnx, a VNN-LIB query for each of the first test images, and instances.csv:
+Every epoch leaves a checkpoint in `--out`, from which `--resume` goes on as if nothing had happened. TensorBoard gets
+its curves in `--out`/logs where it is installed, and where matplotlib is, history.png shows clean and certified
+accuracy and tightness. At the end there are model.onnx, a VNN-LIB query for each of the first test images, and
+instances.csv:
 
     verifier bench OUT/benchmark
 """
@@ -15,11 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from image_data import Images, load
@@ -31,6 +32,9 @@ from verifier.options import Options
 from verifier.training import CROWNIBP, Linf, Network, Ramp, SmoothRamp, WarmUp, propagation_tightness
 
 CLIP = (0.0, 1.0)
+SETTINGS = ("set", "loss", "eps", "epochs", "batch", "rate", "width", "seed")
+"""What a training that goes on must have in common with how it began."""
+CURVES = ("loss", "clean", "certified", "tightness")
 LOSSES = ("IBP", "CROWNIBP", "SABR", "TAPS", "STAPS", "MTLIBP", "CCIBP", "ExpIBP", "Adversarial")
 
 
@@ -126,12 +130,23 @@ class Trainer:
             "random": torch.get_rng_state(),
             "epoch": self.run.epoch,
             "history": self.run.history,
+            "settings": self.settings,
         }
         torch.save(state, path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)  # a checkpoint is whole or the one before
 
+    @property
+    def settings(self) -> dict[str, object]:
+        return {name: getattr(self.given, name) for name in SETTINGS}
+
     def restore(self, path: Path) -> None:
+        """Ends the script where the checkpoint is of another training."""
         state = torch.load(path, map_location="cpu", weights_only=True)
+        for name, value in self.settings.items():
+            if state["settings"][name] != value:
+                sys.exit(
+                    f"{path} is of --{name} {state['settings'][name]}, not {value}: say the same, or another --out"
+                )
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
@@ -139,13 +154,30 @@ class Trainer:
         self.run = Run(state["epoch"], state["history"])
 
 
-def board(folder: Path) -> Any:
-    """A TensorBoard writer, or None where it is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder))
+class Board:
+    """TensorBoard's curves; nothing where it is not installed."""
+
+    def __init__(self, folder: Path, history: list[dict[str, float]]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            print("tensorboard is not installed: no logs are written (pip install tensorboard)")
+            self.writer = None
+            return
+        # A run that was killed may have lost its last points: what it wrote is set aside and written again.
+        self.writer = SummaryWriter(str(folder), purge_step=0 if history else None)
+        for row in history:
+            self.add(row)
+
+    def add(self, row: dict[str, float]) -> None:
+        if self.writer is not None:
+            for name in CURVES:
+                self.writer.add_scalar(name, row[name], int(row["epoch"]))
+            self.writer.flush()
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
 
 
 def plot(history: list[dict[str, float]], path: Path) -> bool:
@@ -214,15 +246,15 @@ def main() -> None:
     if given.resume and checkpoint.is_file():
         trainer.restore(checkpoint)
         print(f"resumed after epoch {trainer.run.epoch}")
-    writer = board(given.out / "logs")
+    board = Board(given.out / "logs", trainer.run.history)
     while trainer.run.epoch < given.epochs:
         row = {"epoch": trainer.run.epoch + 1, "loss": trainer.train_epoch(), **trainer.measure()}
         trainer.run.history.append(row)
         trainer.save(checkpoint)
-        print("  ".join(f"{k} {v:.3f}" if k != "epoch" else f"epoch {v:3d}" for k, v in row.items()))
-        if writer is not None:
-            for name in ("loss", "clean", "certified", "tightness"):
-                writer.add_scalar(name, row[name], row["epoch"])
+        words = (f"{k} {v:.3f}" if k != "epoch" else f"epoch {v:3d}" for k, v in row.items())
+        print("  ".join(words), flush=True)
+        board.add(row)
+    board.close()
     (given.out / "history.json").write_text(json.dumps(trainer.run.history))
     if not plot(trainer.run.history, given.out / "history.png"):
         print("matplotlib is not installed: history.json has the curves, and there is no plot")
