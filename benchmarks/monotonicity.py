@@ -1,10 +1,12 @@
 """In which share of samples an output provably grows, or falls, along a whole feature: scikit-learn's tabular data.
 
-    python -m benchmarks.monotonicity [--samples N] [--methods METHOD ...]
+    python -m benchmarks.monotonicity [--samples N] [--methods METHOD ...] [--radius R] [--seconds S]
 
 A network of two layers of 32 ReLU neurons is trained (seeded, with weight decay) on diabetes progression (10 features)
 and on breast cancer (30 features, the logit), features scaled to [0, 1]. For held-out samples each feature runs over
-[0, 1] while the others stay as they are. Seconds are for all features and samples together.
+[0, 1] while the others stay within R of the sample (0). The last columns are of branch and bound after CROWN, within S
+seconds: `neither` are samples in which derivatives of both signs were found, `open` those that nothing is known of.
+Seconds are for all features and samples together.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--methods", nargs="+", default=["interval", "crown", "alpha-crown"])
+    parser.add_argument("--radius", type=float, default=0.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     arguments = parser.parse_args()
     print(machine())
     for name in ("diabetes", "breast cancer"):
@@ -59,14 +63,23 @@ def main() -> None:
         cut = len(x) - arguments.samples
         net = trained(x[:cut], y[:cut], name != "diabetes")
         model = verifier.trace(net, x[:1])
-        found = {m: verifier.monotonicity(model, x[cut:], 0.0, 1.0, method=m) for m in arguments.methods}
-        last = found[arguments.methods[-1]]
+        found = {
+            m: verifier.monotonicity(model, x[cut:], 0.0, 1.0, method=m, radius=arguments.radius)
+            for m in arguments.methods
+        }
+        last = found["branch and bound"] = verifier.monotonicity(
+            model, x[cut:], 0.0, 1.0, method="crown", radius=arguments.radius, timeout=arguments.seconds
+        )
         print(f"\n{name}: " + ", ".join(f"{m} {f.seconds:.1f} s" for m, f in found.items()))
-        head = " | ".join(arguments.methods)
-        print(f"\n| feature | {head} | increasing | decreasing |\n| --- |{' ---: |' * (len(found) + 2)}")
+        head = " | ".join(found)
+        counts = ("increasing", "decreasing", "neither", "open")
+        print(
+            f"\n| feature | {head} | {' | '.join(counts)} |\n| --- |{' ---: |' * (len(found) + len(counts))}"
+        )
         for k, feature in enumerate(last.features):
             shares = " | ".join(f"{f.features[k].share:.2f}" for f in found.values())
-            print(f"| {names[k]} | {shares} | {feature.increasing} | {feature.decreasing} |")
+            numbers = " | ".join(str(getattr(feature, c)) for c in counts)
+            print(f"| {names[k]} | {shares} | {numbers} |")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from verifier.branching.sizes import free_memory
 from verifier.errors import OptionsError, VerifierError
 from verifier.frontends.onnx import OnnxModel
 from verifier.graph import Graph
+from verifier.jacobian.decide import NEITHER
 from verifier.jacobian.lipschitz import Effort, Lipschitz, Method, Upper
 from verifier.jacobian.lipschitz import lipschitz as graph_constant
 from verifier.jacobian.monotone import Signs, signs
@@ -143,28 +144,30 @@ def export_jacobian(
 @dataclass(frozen=True)
 class Feature:
     """How an output depends on one input element: in how many samples it is proved to increase, to decrease, or both
-    (where it is constant), and in how many neither is known."""
+    (where it is constant), in how many derivatives of both signs were found, and in how many nothing is known."""
 
     index: int
     increasing: int
     decreasing: int
     constant: int
+    neither: int
     open: int
 
     @property
     def samples(self) -> int:
-        return self.increasing + self.decreasing + self.constant + self.open
+        return self.increasing + self.decreasing + self.constant + self.neither + self.open
 
     @property
     def share(self) -> float:
-        """Of the samples, those in which one of these is proved."""
-        return 1 - self.open / self.samples if self.samples else math.nan
+        """Of the samples, those in which it is proved to increase, to decrease, or both."""
+        proved = self.increasing + self.decreasing + self.constant
+        return proved / self.samples if self.samples else math.nan
 
 
 @dataclass(frozen=True, eq=False)
 class Monotonicity:
-    """A row per feature; `signs` int8 [N, F] has each sample's: 1 for increasing, -1 for decreasing, 0 for open, 2 for
-    constant."""
+    """A row per feature; `signs` int8 [N, F] has each sample's: 1 for increasing, -1 for decreasing, 2 for constant, 3
+    for neither, 0 for open."""
 
     features: tuple[Feature, ...]
     signs: Tensor
@@ -172,11 +175,8 @@ class Monotonicity:
 
     def rows(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """(head, lines) of a table."""
-        head = ("feature", "increasing", "decreasing", "constant", "open", "certified share")
-        return head, [
-            (*map(str, (f.index, f.increasing, f.decreasing, f.constant, f.open)), f"{f.share:.3f}")
-            for f in self.features
-        ]
+        head = ("feature", "increasing", "decreasing", "constant", "neither", "open", "certified share")
+        return head, [(*map(str, asdict(f).values()), f"{f.share:.3f}") for f in self.features]
 
     def to_json(self, indent: int | None = None) -> str:
         """Every feature's counts and share."""
@@ -195,15 +195,20 @@ def monotonicity(
     radius: float = 0.0,
     method: Literal["interval", "crown", "alpha-crown"] = "alpha-crown",
     options: Options = Options(),
+    timeout: float | None = None,
 ) -> Monotonicity:
     """In how many samples an output is proved to grow, or to fall, all along a feature's range.
 
     For each of the samples `data` [N, *shape] and each of `features` (positions in the flattened input, by default all)
     the feature runs from `low` to `high` (numbers, or tensors of an input's shape), the others stay within `radius` of
     the sample. The sign of the derivative of `output`, or of the `margin` (i, j) = output i less output j, is bounded
-    over that box. One output of a network needs neither. Raises VerifierError for bad input.
+    over that box, and with a `timeout` (seconds for everything) what `method` leaves open is decided by branch and
+    bound as far as that goes, or refuted by derivatives of both signs. One output of a network needs neither `output`
+    nor `margin`. Raises VerifierError for bad input.
     """
     began = time.monotonic()
+    if timeout is not None and not timeout > 0:
+        raise OptionsError(f"timeout must be positive, not {timeout!r}.")
     api.check_device(options)
     graph = api.load_network(model).graph
     if len(graph.inputs) != 1:
@@ -222,10 +227,12 @@ def monotonicity(
     chosen = list(range(size)) if features is None else list(features)
     if any(not 0 <= k < size for k in chosen):
         raise OptionsError(f"features are numbers from 0 to {size - 1}.")
-    found = signs(
-        graph, flat, (ends[0], ends[1]), chosen, radius, rows, Signs(Method(method), _effort(options))
-    )
-    counts = [[int((found[:, k] == s).sum()) for s in (1, -1, 2, 0)] for k in range(len(chosen))]
+    effort = _effort(options)
+    if timeout is not None:
+        effort = replace(effort, deadline=began + timeout)
+    how = Signs(Method(method), effort, search=timeout is not None)
+    found = signs(graph, flat, (ends[0], ends[1]), chosen, radius, rows, how)
+    counts = [[int((found[:, k] == s).sum()) for s in (1, -1, 2, NEITHER, 0)] for k in range(len(chosen))]
     features_ = tuple(Feature(index, *count) for index, count in zip(chosen, counts, strict=True))
     return Monotonicity(features_, found, time.monotonic() - began)
 

@@ -29,6 +29,7 @@ from verifier.branching.sizes import (
     FREE,
     FREE_WORK,
     INPUT_DIMENSIONS,
+    INPUT_WORK,
     INPUTS_TRIED,
     cases,
     free_memory,
@@ -64,7 +65,6 @@ TRIES_PER_STEP = 4
 SMOOTH_DIMENSIONS = 128
 """The same as INPUT_DIMENSIONS for networks with smooth operators, of which no single one decides much (tables in
 docs/benchmarks.md)."""
-INPUT_WORK = 5e6
 PLANES = 1 << 27
 """Numbers that the linear forms of undecided neurons may have."""
 CUTS_SHARE = 0.1

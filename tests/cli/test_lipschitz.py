@@ -55,7 +55,10 @@ def test_monotone(tmp_path: Path) -> None:
     assert "certified share" in text
     rows = json.loads(out.read_text())["features"]
     assert [r["index"] for r in rows] == [20, 21]
-    assert all(r["increasing"] + r["decreasing"] + r["constant"] + r["open"] == 3 for r in rows)
+    kinds = ("increasing", "decreasing", "constant", "neither", "open")
+    assert all(sum(r[kind] for kind in kinds) == 3 for r in rows)
+    run("monotone", DATA / "digits_mlp.onnx", tmp_path / "x.npy", *words, "--timeout", 20)
+    assert all(r["open"] == 0 for r in json.loads(out.read_text())["features"])
 
 
 def test_mistakes(tmp_path: Path) -> None:

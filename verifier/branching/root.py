@@ -43,12 +43,13 @@ CONDENSE_SHARE = 0.2
 class Root:
     """`compiled` has every disjunct that is left as a case of its own, `start` are these cases with the parameters to
     start from, and `enclosures` hold per case what is known of the inner nodes that splits may concern. `closed` is the
-    least proved score of the disjuncts that are refuted already."""
+    least proved score of the disjuncts that are refuted already, `origin` [P] the query's own case behind each."""
 
     compiled: Compiled
     start: Domains
     enclosures: dict[int, Interval]
     closed: float
+    origin: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,7 @@ def root(bounder: Bounder, start: Domains, options: AlphaOptions, batch: int) ->
     position = torch.zeros(len(bounder.compiled.lower), dtype=torch.int64, device=origin.device)
     position[start.case] = torch.arange(len(start), device=origin.device)  # the start need not be all cases
     joined = {i: b.index(position[origin]) for i, b in first.enclosures.items()}
-    return Root(single, alone, joined, first.closed)
+    return Root(single, alone, joined, first.closed, origin)
 
 
 def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
@@ -125,9 +126,8 @@ def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
         if own:
             warm[target, new] = {name: elements(place, t) for name, t in own.items()}
     start = replace(found.start, warm=warm)
-    return Root(
-        replace(compiled, graph=small.graph.to(device="cpu"), _cast={}), start, enclosures, found.closed
-    )
+    compiled = replace(compiled, graph=small.graph.to(device="cpu"), _cast={})
+    return Root(compiled, start, enclosures, found.closed, found.origin)
 
 
 def below(found: Root, bounder: Bounder, options: BoundOptions) -> Bounder:

@@ -22,7 +22,8 @@ FREE_WORK = 2e6
 """Coefficients that a CPU meets in the time that starting the operations of a step takes, about."""
 INPUT_DIMENSIONS = 48
 """Up to this many inputs that vary, boxes are split; above, neurons are. Splitting boxes bounds all unstable
-neurons anew for every part, so `strategy` also asks for a network of at most its INPUT_WORK coefficients per pass."""
+neurons anew for every part, so a network of at most INPUT_WORK coefficients per pass is asked for, too."""
+INPUT_WORK = 5e6
 INPUTS_TRIED = 2
 """Coordinates whose halves are compared with those of neurons, in a box of few that vary."""
 

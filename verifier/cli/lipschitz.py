@@ -131,6 +131,10 @@ def monotone(
     method: Annotated[
         Literal["interval", "crown", "alpha-crown"], typer.Option(help="Bounds of the derivatives.")
     ] = "alpha-crown",
+    timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds within which branch and bound decides what the bounds leave open."),
+    ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the counts as JSON.")] = None,
     device: Annotated[Device, typer.Option(help="Where to compute; auto takes CUDA when present.")] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Precision of the bounds; auto is float32.")] = "auto",
@@ -159,6 +163,7 @@ def monotone(
         radius,
         method,
         options,
+        timeout,
     )
     typer.echo(columns(*found.rows()))
     if json is not None:

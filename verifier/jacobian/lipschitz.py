@@ -17,12 +17,13 @@ from verifier.bounds.alpha import AlphaOptions
 from verifier.bounds.backward import OutOfTime
 from verifier.bounds.compute import compute_bounds
 from verifier.bounds.interval import interval_bounds
+from verifier.branching.plan import Limits
 from verifier.errors import OptionsError
 from verifier.graph import Elementwise, Graph, Interval, Op
 from verifier.graph.precision import full_precision
 from verifier.jacobian.chain import ChainError
 from verifier.jacobian.everywhere import everywhere
-from verifier.jacobian.maximise import Limits, maximise
+from verifier.jacobian.maximise import maximise
 from verifier.jacobian.objective import Norm, Objective, gradients, objective
 from verifier.jacobian.reading import chain
 from verifier.jacobian.semidefinite import bound as semidefinite

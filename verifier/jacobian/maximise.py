@@ -9,35 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifier.bounds.alpha import AlphaOptions
-from verifier.branching.activation_split import HEURISTICS, ActivationBrancher
-from verifier.branching.bounding import Bounder, BoundOptions
-from verifier.branching.input_split import InputBrancher
-from verifier.branching.root import below, root
-from verifier.branching.search import Search, SearchOptions
-from verifier.branching.sizes import INPUT_DIMENSIONS, INPUTS_TRIED, cases, step_size, wide_step_size
+from verifier.branching.plan import Limits, plan
 from verifier.graph import Interval
 from verifier.jacobian.objective import Objective
 from verifier.jacobian.witness import Climber
-from verifier.ops.switched import Switched
 from verifier.results import Counterexample
 from verifier.solvers.solve import LinearSearch, linear_search
 from verifier.specs.compile import Compiled
 
-ROOT_ITERATIONS = 20
 SLICE = 0.5
 """Seconds between two looks at the gap."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """`deadline` is a time of `time.monotonic`, `gap` the ratio of bounds at which the search ends, `memory` bytes."""
-
-    deadline: float
-    gap: float = 1e-6
-    memory: int = 1 << 30
-    device: torch.device = torch.device("cpu")
-    dtype: torch.dtype = torch.float32
 
 
 @dataclass(frozen=True)
@@ -69,11 +50,11 @@ class _Run:
         self._target = _target(climber, limits)
         compiled = _compiled(objective, box, self._target)
         self._size = compiled.lower.shape[1] - objective.seeds[0].numel()
-        found, closed, self._first = self._searched(compiled)
-        self._search = found
-        self.upper = self._target - min(closed, 0.0) if found is None else math.inf
-        self.done = found is None
-        self._programs = None if found is None else self._linear(compiled)
+        way = plan(compiled, limits)
+        self._first, self.done = way.first, not len(way.start)
+        self._search = None if self.done else way.search(self._look)
+        self.upper = self._target - min(way.closed, 0.0) if self.done else math.inf
+        self._programs = None if self.done else self._linear(compiled)
         self._leaves, self._turns = 0, 0
 
     @property
@@ -116,31 +97,6 @@ class _Run:
     def _linear(self, compiled: Compiled) -> LinearSearch | None:
         limits = self._limits
         return linear_search(compiled, self._look, limits.deadline, limits.memory // 4)
-
-    def _searched(self, compiled: Compiled) -> tuple[Search | None, float, int]:
-        """The search, ready to run, or None where the first bounds settle everything; the least score that these prove
-        of what they settle, and how many subdomains they bounded."""
-        limits = self._limits
-        settings = BoundOptions(memory=limits.memory // 4, deadline=limits.deadline)
-        bounder = Bounder(compiled, limits.device, limits.dtype, settings)
-        start = cases(compiled, limits.device)
-        first = len(start)
-        switched = any(isinstance(n.op, Switched) for n in bounder.graph.nodes)
-        if not switched and compiled.varying <= INPUT_DIMENSIONS:
-            options = SearchOptions(limits.deadline, batch=step_size(bounder), memory=limits.memory // 2)
-            return Search(bounder, InputBrancher(bounder), start, self._look, options), math.inf, first
-        alpha = AlphaOptions(ROOT_ITERATIONS, memory=limits.memory // 8, deadline=limits.deadline)
-        with torch.no_grad():
-            found = root(bounder, start, alpha, step_size(bounder))
-        if not len(found.start):
-            return None, found.closed, first
-        bounder = below(found, bounder, settings)
-        tried = INPUTS_TRIED if compiled.varying <= INPUT_DIMENSIONS else 0
-        brancher = ActivationBrancher(bounder, HEURISTICS["fsb"], 0, tried)
-        options = SearchOptions(
-            limits.deadline, batch=wide_step_size(bounder), memory=limits.memory // 2, closed=found.closed
-        )
-        return Search(bounder, brancher, found.start, self._look, options), math.inf, first
 
 
 def _target(climber: Climber, limits: Limits) -> float:
