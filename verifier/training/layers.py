@@ -18,6 +18,7 @@ from verifier.graph import Affine, Builder, Graph, Node, Op, Value
 from verifier.graph.op import Shape
 from verifier.ops.arithmetic import ScaleShift
 from verifier.ops.convolution import Conv
+from verifier.training.gradients import Folded
 
 _DROPS = ("dropout.default", "feature_dropout.default")
 _NORMALISES = ("batch_norm.default", "_native_batch_norm_legit_no_training.default")
@@ -77,6 +78,12 @@ class Normalised(Affine):
         scale = scale if self.weight is None else scale * self.weight
         shift = -mean * scale if self.bias is None else self.bias - mean * scale
         return ScaleShift(*_seen(rank, scale, shift))
+
+    def behind(self, conv: Conv, statistics: tuple[Tensor, Tensor] | None) -> Conv:
+        """The convolution and this as one convolution."""
+        mean, variance = statistics or (self.mean, self.variance)
+        folded: Any = Folded.apply(conv.weight, conv.bias, self.weight, self.bias, mean, variance, self.eps)
+        return replace(conv, weight=folded[0], bias=folded[1], doubt=None)
 
     def apart(self, rank: int, statistics: tuple[Tensor, Tensor] | None) -> tuple[ScaleShift, ...]:
         """The same in two steps: what the statistics do, and what the parameters do."""
@@ -201,6 +208,14 @@ def filled(graph: Graph, known: Mapping[str, Any], apart: bool = False) -> Graph
     for node in graph.nodes:
         inputs = tuple(position[j] for j in node.inputs)
         op: Op = node.op
+        alone = (
+            len(inputs) == 1 and len(graph.users[node.inputs[0]]) == 1 and node.inputs[0] not in graph.outputs
+        )
+        merged = _merged(nodes[inputs[0]], op, known) if alone and not apart else None
+        if merged is not None:
+            nodes[inputs[0]] = replace(nodes[inputs[0]], op=merged, name=node.name, source=node.source)
+            position.append(inputs[0])
+            continue
         if isinstance(op, Normalised) and apart:
             *first, op = op.apart(len(node.shape), known.get(op.name))
             for step in first:
@@ -210,28 +225,20 @@ def filled(graph: Graph, known: Mapping[str, Any], apart: bool = False) -> Graph
             op = op.filled(len(node.shape), known.get(op.name))
         elif isinstance(op, Dropped):
             op = op.filled(known.get(op.name))
-        merged = None
-        if len(inputs) == 1 and len(graph.users[node.inputs[0]]) == 1 and node.inputs[0] not in graph.outputs:
-            merged = None if apart else _merged(nodes[inputs[0]], op)
-        if merged is not None:
-            nodes[inputs[0]] = replace(nodes[inputs[0]], op=merged, name=node.name, source=node.source)
-            position.append(inputs[0])
-        else:
-            nodes.append(replace(node, op=op, inputs=inputs))
-            position.append(len(nodes) - 1)
+        nodes.append(replace(node, op=op, inputs=inputs))
+        position.append(len(nodes) - 1)
     return Graph(
         tuple(nodes), tuple(position[i] for i in graph.inputs), tuple(position[i] for i in graph.outputs)
     )
 
 
-def _merged(before: Node, op: Op) -> Conv | None:
+def _merged(before: Node, op: Op, known: Mapping[str, Any]) -> Conv | None:
     """A convolution followed by a scaling and shift of its channels as one; None where it is something else."""
-    if (
-        not isinstance(before.op, Conv)
-        or not isinstance(op, ScaleShift)
-        or op.scale is None
-        or op.shift is None
-    ):
+    if not isinstance(before.op, Conv):
+        return None
+    if isinstance(op, Normalised):
+        return op.behind(before.op, known.get(op.name))
+    if not isinstance(op, ScaleShift) or op.scale is None or op.shift is None:
         return None
     scale, shift = (_per_channel(t, before.shape) for t in (op.scale, op.shift))
     if scale is None or shift is None:

