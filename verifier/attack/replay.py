@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from verifier.errors import ModelError
 from verifier.frontends.onnx import OnnxModel
 from verifier.results import Counterexample
 from verifier.specs.evaluator import satisfies
-from verifier.specs.matching import match
+from verifier.specs.matching import places
 from verifier.specs.query import Kind, Query, Variable
 from verifier.specs.witness import write_witness
 
@@ -101,18 +102,18 @@ class Judge:
         dtypes."""
         values: dict[str, NDArray] = {}
         for name, network in self.networks.items():
-            variables = [v for v in self.query.of_kind(Kind.INPUT) if v.network == name]
-            order = match(variables, network.inputs, "input", name)
+            shapes = network.input_shapes
+            sizes = [math.prod(shape) for shape in shapes]
+            order = places(self.query, Kind.INPUT, name, network.inputs, sizes)
             arrays = []
-            for variable, shape, dtype in zip(order, network.input_shapes, network.input_dtypes, strict=True):
-                part = vector[variable.offset : variable.offset + variable.size]
-                values[variable.name] = part.astype(dtype).reshape(shape)
-                arrays.append(values[variable.name][None])
+            for (variable, part), shape, dtype in zip(order, shapes, network.input_dtypes, strict=True):
+                whole = vector[variable.offset : variable.offset + variable.size]
+                arrays.append(whole[part].astype(dtype).reshape(shape)[None])
+            values |= _joined([v for v, _ in order], arrays)
             outputs = run_network(network, arrays)
-            variables = [v for v in self.query.of_kind(Kind.OUTPUT) if v.network == name]
-            order = match(variables, network.outputs[: len(variables)], "output", name)
-            for variable, array in zip(order, outputs, strict=False):
-                values[variable.name] = array[0]
+            sizes = [array[0].size for array in outputs]
+            order = places(self.query, Kind.OUTPUT, name, network.outputs, sizes)
+            values |= _joined([v for v, _ in order], outputs)
             hidden = [v for v in self.query.of_kind(Kind.HIDDEN) if v.network == name]
             for variable, array in zip(hidden, _run_inner(network, arrays, hidden), strict=True):
                 values[variable.name] = array[0]
@@ -126,6 +127,17 @@ class Judge:
         inputs = {v.name: values[v.name] for v in self.query.of_kind(Kind.INPUT)}
         outputs = {v.name: values[v.name] for v in self.query.of_kind(Kind.OUTPUT)}
         return Counterexample(inputs, outputs, tolerance, write_witness(self.query, values))
+
+
+def _joined(variables: Sequence[Variable], arrays: Sequence[NDArray]) -> dict[str, NDArray]:
+    """The value of each variable by its name, of one array [1, *shape] or of several, one after the other."""
+    parts: dict[str, list[NDArray]] = {}
+    for variable, array in zip(variables, arrays, strict=False):
+        parts.setdefault(variable.name, []).append(array[0])
+    return {
+        name: part[0] if len(part) == 1 else np.concatenate([a.reshape(-1) for a in part])
+        for name, part in parts.items()
+    }
 
 
 def run_network(network: OnnxModel | Runnable, arrays: list[NDArray]) -> list[NDArray]:

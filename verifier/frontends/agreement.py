@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from verifier.graph import Graph
+from verifier.graph import Affine, Graph
 
 SLACK = 32.0
 """How many times the difference between float32 and float64 two float32 evaluations may differ."""
@@ -54,6 +54,26 @@ def disagreements(
         ratio = torch.where(lost, torch.zeros_like(distance), distance / tolerance)
         result.append(float(ratio.nan_to_num(nan=torch.inf).amax()))
     return result
+
+
+def last_terms(graph: Graph, points: Sequence[Tensor]) -> Tensor:
+    """[N]: the largest sum of the sizes of what the graph's one output adds up last; 0 where it adds up nothing."""
+    graph, place = graph.to(torch.float64), graph.outputs[0]
+    while len(graph.nodes[place].inputs) == 1 and not _adds(graph, place):
+        place = graph.nodes[place].inputs[0]
+    node = graph.nodes[place]
+    if not isinstance(node.op, Affine):
+        return torch.zeros(len(points[0]), dtype=torch.float64)
+    inputs = graph.evaluate([p.double() for p in points], list(node.inputs))
+    offset = node.op.offset(*[graph.nodes[i].shape for i in node.inputs])
+    size = 0.0 if offset is None else float(offset.abs().amax())
+    return _largest(node.op.absolute(*[x.abs() for x in inputs])) + size
+
+
+def _adds(graph: Graph, place: int) -> bool:
+    node = graph.nodes[place]
+    shapes = [graph.nodes[i].shape for i in node.inputs]
+    return isinstance(node.op, Affine) and (len(shapes) > 1 or node.op.fan_in(*shapes) > 1)
 
 
 def _largest(difference: Tensor) -> Tensor:

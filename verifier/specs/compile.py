@@ -24,7 +24,7 @@ from verifier.ops.signed import signed
 from verifier.specs.differences import Unit, ValuePair, with_differences
 from verifier.specs.errors import SpecError
 from verifier.specs.formula import And, Or
-from verifier.specs.matching import match
+from verifier.specs.matching import places
 from verifier.specs.monomials import linearised, used_columns
 from verifier.specs.normalise import normalise
 from verifier.specs.problem import Problem, Tree, count_disjuncts, disjuncts
@@ -235,21 +235,26 @@ def _attach(
     alike = {name for n in query.networks if n.isomorphic_to for name in (n.name, n.isomorphic_to)}
     if name in alike and isinstance(network, Fused):
         network = network.unfused()
-    mine = [v for v in query.of_kind(Kind.INPUT) if v.network == name]
     graph, feed = network.graph, {}
-    for variable, position in zip(match(mine, network.inputs, "input", name), graph.inputs, strict=True):
-        _check_size(variable, graph.nodes[position].shape, "input")
-        start = _place(query, variable, Kind.INPUT)
-        feed[position] = reshape(builder, source.part(start, variable.size), graph.nodes[position].shape)
+    sizes = [graph.nodes[i].numel for i in graph.inputs]
+    inputs = places(query, Kind.INPUT, name, network.inputs, sizes)
+    for (variable, part), position in zip(inputs, graph.inputs, strict=True):
+        _check_size(variable, part, graph.nodes[position].shape, "input")
+        start = _place(query, variable, Kind.INPUT) + part.start
+        feed[position] = reshape(
+            builder, source.part(start, part.stop - part.start), graph.nodes[position].shape
+        )
     placed = builder.embed(graph, feed)
-    declared = [v for v in query.of_kind(Kind.OUTPUT) if v.network == name]
-    order = match(declared, network.outputs[: len(declared)], "output", name)
-    found = [(variable, i, "output") for variable, i in zip(order, graph.outputs, strict=False)]
+    sizes = [graph.nodes[i].numel for i in graph.outputs[: len(network.outputs)]]
+    outputs = places(query, Kind.OUTPUT, name, network.outputs, sizes)
+    found = [(*place, i, "output") for place, i in zip(outputs, graph.outputs, strict=False)]
     hidden = [v for v in query.of_kind(Kind.HIDDEN) if v.network == name]
-    found += [(v, _kept(network, v), f"value {v.onnx_name!r}") for v in hidden]
-    for variable, i, what in found:
-        _check_size(variable, graph.nodes[i].shape, what)
-    return [(v, reshape(builder, placed[i], (v.size,))) for v, i, _ in found]
+    found += [(v, slice(0, v.size), _kept(network, v), f"value {v.onnx_name!r}") for v in hidden]
+    values: dict[Variable, list[Value]] = {}
+    for variable, part, i, what in found:
+        _check_size(variable, part, graph.nodes[i].shape, what)
+        values.setdefault(variable, []).append(reshape(builder, placed[i], (part.stop - part.start,)))
+    return [(v, concat(builder, parts, 0)) for v, parts in values.items()]
 
 
 def _kept(network: Network, variable: Variable) -> int:
@@ -268,8 +273,8 @@ def _place(query: Query, variable: Variable, kind: Kind) -> int:
     return sum(v.size for v in query.of_kind(kind) if v.offset < variable.offset)
 
 
-def _check_size(variable: Variable, shape: Shape, what: str) -> None:
-    if math.prod(shape) != variable.size:
+def _check_size(variable: Variable, part: slice, shape: Shape, what: str) -> None:
+    if math.prod(shape) != part.stop - part.start:
         raise SpecError(
             f"the query declares {variable.size} elements for {variable.name}, but the network's {what} has shape "
             f"{shape}, which is {math.prod(shape)} elements",
