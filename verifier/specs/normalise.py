@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from verifier.specs.formula import (
     conjunction,
     disjunction,
 )
+from verifier.specs.implied import fill
 from verifier.specs.problem import Problem, Tree
 from verifier.specs.query import Kind, Query
 from verifier.specs.sums import ranges
@@ -100,9 +101,11 @@ class _Normaliser:
         if not alive.any():
             return self._finish(lower[:0], upper[:0], [], self._reason(lower, upper, trees))
         lower, upper = lower[alive], upper[alive]
-        self._require_bounds(lower, upper)
         trees = self._with_strict(lower, upper, list(itertools.compress(trees, alive)))
-        return self._finish(lower, upper, trees, None)
+        problem = self._finish(lower, upper, trees, None)
+        low, high = fill(problem.lower, problem.upper, self.conjuncts, self.position)
+        self._require_bounds(low, high)
+        return replace(problem, lower=low, upper=high)
 
     def _finish(self, lower: NDArray, upper: NDArray, trees: list[Tree], reason: str | None) -> Problem:
         distinct = {tree: i for i, tree in enumerate(dict.fromkeys(trees))}
@@ -280,8 +283,8 @@ class _Normaliser:
             trees[i] = _all((trees[i], *atoms))
         return trees
 
-    def _require_bounds(self, lower: NDArray[np.int64], upper: NDArray[np.int64]) -> None:
-        open_ = np.isinf(self.scale.lower(lower)) | np.isinf(self.scale.upper(upper))
+    def _require_bounds(self, lower: NDArray[np.float64], upper: NDArray[np.float64]) -> None:
+        open_ = np.isinf(lower) | np.isinf(upper)
         missing = np.flatnonzero(open_.any(axis=0))
         if len(missing):
             offset = np.argsort(self.position)
