@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from verifier.attack.descent import DescentOptions
 from verifier.bounds.compute import compute_bounds
+from verifier.ops.piecewise_linear import Relu
 from verifier.sets import Box
 from verifier.training import CCIBP, CROWNIBP, IBP, MTLIBP, SABR, Adversarial, ExpIBP, Linf, Loss, trace
 from verifier.training.losses import fused_entropy, small_boxes, worst_entropy
@@ -211,3 +212,19 @@ def test_a_radius_per_example_or_element(modules, batches) -> None:
     radii = torch.linspace(0, 0.2, len(x)).double()
     each = [IBP()(net, x[i : i + 1], y[i : i + 1], float(r)) for i, r in enumerate(radii)]
     assert torch.allclose(IBP()(net, x, y, radii.unsqueeze(1)), torch.stack(each).mean())
+
+
+def test_only_neurons_that_may_change_their_sign_are_shrunk() -> None:
+    """To [0, share of the upper end], as the authors of SABR do; active and inactive ones stay."""
+    module = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)).double()
+    with torch.no_grad():
+        for layer in (module[0], module[2]):
+            layer.weight.copy_(torch.eye(3))
+            layer.bias.zero_()
+    x = torch.tensor([[0.5, 0.1, -0.5]]).double()
+    task = Task(trace(module, x), x, torch.tensor([0]), 0.2, Linf())
+    found = task.enclosed(task.inputs, shrink=0.8)
+    (position,) = [i for i, n in enumerate(task.graph.nodes) if isinstance(n.op, Relu)]
+    lower, upper = (t.flatten() for t in found[position])
+    assert torch.allclose(lower, torch.tensor([0.3, 0.0, 0.0]).double())
+    assert torch.allclose(upper, torch.tensor([0.7, 0.8 * 0.3, 0.0]).double())

@@ -75,6 +75,20 @@ def test_connector_reaches_from_an_end() -> None:
     assert torch.allclose(upper.grad, torch.tensor([0.0, 0.0, 0.0, 0.8, 1.0]))
 
 
+def test_ends_that_are_one_share_the_gradient(modules, batches) -> None:
+    """Without a radius the loss is the clean one squared, and so are its gradients."""
+    point = torch.ones(3)
+    lower, upper = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    _Connector.apply(point, lower, upper, 0.5).sum().backward()
+    assert torch.equal(lower.grad, torch.full((3,), 0.5)) and torch.equal(upper.grad, lower.grad)
+    module, (x, y) = modules(), batches()
+    parameters = tuple(module.parameters())
+    found = torch.autograd.grad(TAPS(weight=1.0)(trace(module, x), x, y, 0.0), parameters)
+    clean = nn.functional.cross_entropy(module(x), y, reduction="none").square().mean()
+    for a, b in zip(found, torch.autograd.grad(clean, parameters), strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+
+
 def test_latent_attacks_estimate_from_below_what_intervals_bound(modules, batches) -> None:
     module, (x, y) = modules(), batches()
     task = Task(trace(module, x), x, y, 0.1, Linf())

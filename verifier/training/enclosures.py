@@ -74,9 +74,9 @@ def enclose(
     """Enclosures of all nodes that follow from those in `start`, the inputs' among them (IBP, Gowal et al. 2018, arXiv
     1810.12715): one product with the weights and one with their sizes per affine node.
 
-    With `shrink` below 1 the radius behind every ReLU is multiplied by it: no bounds, but what SABR trains with for
-    small radii (Mueller et al. 2023, arXiv 2210.04871). With `changes` parameters vary, too, in the values that this
-    computes (not in those of `start`).
+    With `shrink` below 1 the upper end of every neuron that may change its sign is multiplied by it: no bounds, but
+    what SABR trains with for small radii (Mueller et al. 2023, arXiv 2210.04871). With `changes` parameters vary, too,
+    in the values that this computes (not in those of `start`).
     """
     found = dict(start)
     for i, node in enumerate(graph.nodes):
@@ -111,8 +111,12 @@ def _step(
         middles = [a.middle for a in arguments]
         return Enclosure(middle=(op.forward(*[m[0] for m in middles]), op.absolute(*[m[1] for m in middles])))
     if isinstance(op, Relu):
-        center, radius = Rectified.apply(*arguments[0].middle)  # pyright: ignore[reportGeneralTypeIssues]
-        return Enclosure(middle=(center, radius if shrink == 1 else shrink * radius))
+        middle = arguments[0].middle
+        center, radius = Rectified.apply(*middle)  # pyright: ignore[reportGeneralTypeIssues]
+        if shrink != 1:
+            active = middle[0] >= middle[1]
+            center, radius = (torch.where(active, t, shrink * t) for t in (center, radius))
+        return Enclosure(middle=(center, radius))
     return Enclosure(op.interval(*[a.ends for a in arguments]))
 
 
