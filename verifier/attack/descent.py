@@ -36,15 +36,17 @@ def descend(
     x = inputs.project(lower.unsqueeze(1) + shares * (upper - lower).unsqueeze(1))
     best, least = x.clone(), x.new_full(x.shape[:2], torch.inf)
     for k in range(options.steps + 1):
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
+        last = k == options.steps  # its gradient would lead nowhere
+        with torch.set_grad_enabled(not last):
+            x = x.detach().requires_grad_(not last)
             scores = graph.evaluate([x.flatten(0, 1)])[0].flatten(1).unflatten(0, x.shape[:2])
             margin = torch.einsum("brk,bsk->bsr", rows.to(scores), scores).amin(2)
-            (gradient,) = torch.autograd.grad(margin.sum(), x)
+            gradient = None if last else torch.autograd.grad(margin.sum(), x)[0]
         better = margin.detach() < least
         least = torch.where(better, margin.detach(), least)
         best = torch.where(better.view(*better.shape, *([1] * (x.dim() - 2))), x.detach(), best)
-        step = (upper - lower).unsqueeze(1) * (0.25 * (1 - k / (options.steps + 1)))
-        x = inputs.project(x.detach() - step * gradient.sign())
+        if gradient is not None:
+            step = (upper - lower).unsqueeze(1) * (0.25 * (1 - k / (options.steps + 1)))
+            x = inputs.project(x.detach() - step * gradient.sign())
     chosen = least.argmin(1)
     return best[torch.arange(len(best)), chosen], least.amin(1)
