@@ -1,25 +1,33 @@
-"""The recipe for Lightning in the documentation is code that trains."""
+"""The recipes in the documentation are code that trains."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import verifier
 from verifier import training
 
 
-def recipe(root: Path, lightning: ModuleType) -> type[nn.Module]:
+def blocks(root: Path, heading: str) -> list[str]:
+    """The code under a heading of docs/training.md."""
     text = (root / "docs" / "training.md").read_text()
-    found = re.search(r"## Lightning\n+```py\n(.*?)```", text, re.DOTALL)
-    assert found is not None
+    part = re.search(rf"^#+ {heading}\n(.*?)(?=^#+ |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert part is not None
+    return re.findall(r"```py(?:thon)?\n(.*?)```", part.group(1), re.DOTALL)
+
+
+def recipe(root: Path, lightning: ModuleType) -> type[nn.Module]:
+    (code,) = blocks(root, "Lightning")
     names = {"lightning": lightning, "torch": torch, **{n: getattr(training, n) for n in training.__all__}}
-    exec(found.group(1), names)  # the documentation's own code
+    exec(code, names)  # the documentation's own code
     return names["Certified"]
 
 
@@ -28,6 +36,20 @@ def data() -> tuple[nn.Module, DataLoader]:
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
     x, y = torch.rand(96, 1, 8, 8), torch.randint(10, (96,))
     return module, DataLoader(TensorDataset(x, y), batch_size=32)
+
+
+def test_the_plain_loop_and_averaged_weights(root: Path) -> None:
+    names: dict[str, Any] = {}
+    for code in (*blocks(root, "Certified training"), *blocks(root, "A plain loop")):
+        exec(code, names)
+    assert names["value"].isfinite() and names["radius"](8) == 0.1
+    (code,) = blocks(root, "Averaged weights")
+    exec(code, names)
+    averaged = names["averaged"]
+    assert averaged.n_averaged == 4
+    x, y = names["loader"][0]
+    found = verifier.certify(verifier.trace(averaged.module, x), [(x, y)], 0.01, count=4, methods=["crown"])
+    assert len(found.samples) == 4
 
 
 def test_its_steps_train_the_module(root: Path) -> None:
