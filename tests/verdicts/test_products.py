@@ -69,7 +69,7 @@ def test_optimised_planes_are_tighter(gated: tuple[nn.Module, TorchModel]) -> No
     net, inputs = gated[1], Box.around(torch.randn(3, 4), 0.1)
     widths = [compute_bounds(net, inputs, m) for m in ("crown", "alpha-crown")]
     plain, optimised = ((w.upper - w.lower).mean() for w in widths)
-    assert optimised < 0.95 * plain
+    assert optimised < 0.98 * plain
 
 
 @pytest.mark.parametrize(

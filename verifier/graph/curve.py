@@ -27,6 +27,12 @@ SAMPLES = 33
 STEPS = 4
 """Lines tried in the search for one to start from; each is off by the square of what the one before was off by."""
 
+LEAN = 0.25
+"""Lines start as good as can be this part of the half-width away from the middle, on the side where flatter ones are:
+what a relaxation of the argument leaves open is multiplied by the slope, so that the flatter of two lines with equal
+areas bounds a deep network more tightly. The least height in the middle plus LEAN times the slope's size times the
+half-width is attained there."""
+
 _DENSE = 4.0
 
 
@@ -37,6 +43,17 @@ class Piece(NamedTuple):
     end: float
     convex: bool
     straight: bool = False
+
+
+class _Edge(NamedTuple):
+    """A line on one side of a curve: its slope, the points where it touches, whether it is the tangent between them
+    instead, and how far from the middle it is the best one, in half-widths."""
+
+    slope: Tensor
+    left: Tensor
+    right: Tensor
+    inside: Tensor
+    lean: Tensor
 
 
 def alternating(knots: Iterable[float], convex: bool) -> tuple[Piece, ...]:
@@ -59,6 +76,11 @@ def spaced(x: Interval, count: int) -> Tensor:
     inner = _DENSE * (low + part * (high - low)).sinh()
     inner = torch.minimum(torch.maximum(torch.nan_to_num(inner), x.lower), x.upper)
     return torch.cat([x.lower.unsqueeze(0), inner, x.upper.unsqueeze(0)])
+
+
+def leant(x: Interval, lean: Tensor | float) -> Tensor:
+    """The middle of an interval moved by so many half-widths."""
+    return (1 - lean) * (x.lower / 2) + (1 + lean) * (x.upper / 2)
 
 
 class Curve(Univariate):
@@ -231,7 +253,8 @@ class Curve(Univariate):
         return bound.masked_fill(far, torch.inf)
 
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
-        """Start from the lines that leave the least area: those that touch on both sides of the middle, or in it."""
+        """Start from the lines that are best at a point near the middle (see `LEAN`): that touch on both sides of it,
+        or in it."""
         tame, wild, endless = self._tamed(xs[0])
         flat = tame.lower >= tame.upper
         for mask in (wild, endless):
@@ -256,56 +279,64 @@ class Curve(Univariate):
             return Interval(torch.where(fine, low, zero), torch.where(fine, high, zero))
 
     def _best(self, x: Interval, tame: Interval, steep: Interval, flat: Tensor, sign: int) -> Parameter:
-        """The slope at which the line on one side is best in the middle. Slopes beyond that of a line through an end
+        """The slope at which the line on one side is best near the middle. Slopes beyond that of a line through an end
         only lift the line at the other end."""
         with torch.no_grad():
-            start, touched, inside = self._touching(tame, sign)
-            low, high = steep
-            first, last = touched.lower <= tame.lower, touched.upper >= tame.upper
+            edge = self._leaning(tame, sign)
+            start, low, high = edge.slope, *steep
+            first, last = edge.left <= tame.lower, edge.right >= tame.upper
             if sign < 0:
                 first, last = last, first
-            low = torch.where(last & ~inside, start, torch.minimum(low, start))
-            high = torch.where(first & ~inside, start, torch.maximum(high, start))
+            low = torch.where(last & ~edge.inside, start, torch.minimum(low, start))
+            high = torch.where(first & ~edge.inside, start, torch.maximum(high, start))
             fine = ~flat & low.isfinite() & high.isfinite() & start.isfinite()
             low, high = low.masked_fill(~fine, 0.0), high.masked_fill(~fine, 0.0)
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*x, *self.tensors())):
-            start = self._moving(x, tame, start, touched, inside)
+            start = self._moving(x, tame, edge)
         return Parameter(torch.where(fine, start, torch.zeros_like(start)), low, high)
 
-    def _touching(self, x: Interval, sign: int) -> tuple[Tensor, Interval, Tensor]:
-        """The slope of about the best line in the middle, the points on both sides where it touches, and where it is
-        the tangent in the middle instead. From samples: lines are bounded for whatever slope they have."""
+    def _leaning(self, x: Interval, sign: int) -> _Edge:
+        """The line to start from: above sign * f the best one to the right of the middle where that rises, to the left
+        where it falls, and a level one where neither does."""
         points = self.samples(x)
         values = sign * self.forward(points)
-        middle = (x.lower / 2 + x.upper / 2).clamp(x.lower, x.upper)
-        tangent = self.derivative(middle)
+        if self.rising:
+            return self._edge(x, points, values, torch.full_like(x.lower, sign * LEAN), sign)
+        level = self._edge(x, points, values, torch.zeros_like(x.lower), sign)
+        edge = self._edge(x, points, values, LEAN * (sign * level.slope).sign(), sign)
+        turned = edge.slope * level.slope <= 0
+        return edge._replace(slope=edge.slope.masked_fill(turned, 0.0), inside=edge.inside | turned)
+
+    def _edge(self, x: Interval, points: Tensor, values: Tensor, lean: Tensor, sign: int) -> _Edge:
+        """About the best line above the values of sign * f at the middle moved by `lean` half-widths. From samples:
+        lines are bounded for whatever slope they have."""
+        at = leant(x, lean).clamp(x.lower, x.upper)
+        tangent = self.derivative(at)
         slope = sign * _chord(x.lower, x.upper, values[0], values[-1], sign * tangent)
         left, low, right, high = x.lower, values[0], x.upper, values[-1]
         for _ in range(STEPS):
             index = (values - slope * points).argmax(0, keepdim=True)
             point, value = (t.gather(0, index).squeeze(0) for t in (points, values))
-            before = point < middle
+            before = point < at
             left, low = torch.where(before, point, left), torch.where(before, value, low)
             right, high = torch.where(before, right, point), torch.where(before, high, value)
             slope = _chord(left, right, low, high, sign * tangent)
-        peaks = [(values - m * (points - middle)).amax(0) for m in (slope, sign * tangent)]
+        peaks = [(values - m * (points - at)).amax(0) for m in (slope, sign * tangent)]
         inside = (peaks[1] <= peaks[0]) & tangent.isfinite()
-        return torch.where(inside, tangent, sign * slope), Interval(left, right), inside
+        return _Edge(torch.where(inside, tangent, sign * slope), left, right, inside, lean)
 
-    def _moving(
-        self, x: Interval, tame: Interval, start: Tensor, touched: Interval, inside: Tensor
-    ) -> Tensor:
+    def _moving(self, x: Interval, tame: Interval, edge: _Edge) -> Tensor:
         """The starting slope as a function of the interval's ends: the touching points inside do not move it."""
         lower, upper = (torch.where(a == b, a, b) for a, b in zip(x, tame, strict=True))
-        middle = (lower / 2 + upper / 2).clamp(tame.lower, tame.upper)
-        left = torch.where(touched.lower <= tame.lower, lower, touched.lower)
-        right = torch.where(touched.upper >= tame.upper, upper, touched.upper)
-        tangent = self.derivative(middle)
+        at = leant(Interval(lower, upper), edge.lean).clamp(tame.lower, tame.upper)
+        left = torch.where(edge.left <= tame.lower, lower, edge.left)
+        right = torch.where(edge.right >= tame.upper, upper, edge.right)
+        tangent = self.derivative(at)
         chord = _chord(left, right, self.forward(left), self.forward(right), tangent)
-        moving = torch.where(inside, tangent, chord)
+        moving = torch.where(edge.inside, tangent, chord) * (edge.slope != 0)  # level lines stay level
         if moving.requires_grad:
             moving.register_hook(lambda g: torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0))
-        return start + (moving - moving.detach())
+        return edge.slope + (moving - moving.detach())
 
     def branching_point(self, index: int, *xs: Interval) -> Tensor:
         tame, _, _ = self._tamed(xs[0])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Interval, Parameter, Univariate, Value
+from verifier.graph.curve import LEAN, leant
 from verifier.graph.op import Shape
 from verifier.graph.registry import unary_op
 from verifier.ops.product import multiply
@@ -54,11 +55,12 @@ class Exp(Univariate):
         return point.exp() - slope * point - _error(slope, point)
 
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
-        """Start from the tangent at the middle, or nearer to the lower end where that one would fall below zero."""
+        """Start from the tangent a little below the middle (see `LEAN`), or nearer to the lower end where that one
+        would fall below zero."""
         most, least = _most(xs[0].lower.dtype), torch.finfo(xs[0].lower.dtype).tiny
         lower, upper = xs[0].lower.clamp(-1e4, most), xs[0].upper.clamp(-1e4, most)
         low, high = lower.exp(), upper.exp()
-        start = torch.minimum(lower / 2 + upper / 2, lower + 1).exp()
+        start = torch.minimum(leant(Interval(lower, upper), -LEAN), lower + 1).exp()
         start = torch.minimum(torch.maximum(start, low), high)
         chord = (high - low) / (upper - lower).clamp(min=least)
         chord = torch.minimum(torch.maximum(chord, low), high)

@@ -30,6 +30,11 @@ CELLS = 3
 """Into how many parts x's interval is cut for g(x) h(y): more gain less than a thousandth."""
 SAMPLES, STARTS = 9, 17
 """Points of an interval at which a sketch looks, and the search for slopes to start from."""
+MIXES = (0.25, 0.5, 0.75)
+"""Shares of both ends' slopes in those tried to start from."""
+FLAT = 0.4
+"""How much of what a plane rises from the middle counts as height: slopes multiply what relaxations of the arguments
+leave open, so that of planes equally high the flattest bounds a deep network best."""
 _STEEP = 2.0**40
 """The support function of a gate is asked for slopes up to this, per unit of x; beyond, intervals do as well."""
 
@@ -81,7 +86,7 @@ class Gated(Elementwise):
 
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
         """Of the slopes that the gate's starting lines and a product's planes would give, those whose plane is best at
-        the middle of the box, which for planes says as much as the volume does."""
+        the middle of the box, which for planes says as much as the volume does, flat ones preferred (see `FLAT`)."""
         box = _Box.of(self, *xs)
         lines = box.lines()
         found = {}
@@ -341,7 +346,7 @@ def _start(box: _Box, lines: Sequence[_Lines], sign: float) -> list[Parameter]:
     tried, ranges = [], _ranges(box, [line.steep for line in lines], sign)
     for own, line, limit, first in zip(factors, lines, ranges, (sign, 1.0), strict=False):
         slopes = line.times(first).multiplied(own)
-        every = torch.stack(torch.broadcast_tensors(*slopes, slopes[0] / 2 + slopes[2] / 2))
+        every = torch.stack(torch.broadcast_tensors(*slopes, *[mix(t, slopes[0], slopes[2]) for t in MIXES]))
         tried.append(torch.minimum(torch.maximum(_bounded(every), limit.lower), limit.upper))
     with torch.no_grad():
         best = _heights(box, sign, tried).argmin(0, keepdim=True)
@@ -350,15 +355,21 @@ def _start(box: _Box, lines: Sequence[_Lines], sign: float) -> list[Parameter]:
 
 
 def _heights(box: _Box, sign: float, slopes: Sequence[Tensor]) -> Tensor:
-    """About how high the planes above sign * g(x) * (y or h(y)) with some slopes [N, ...] are in the middle; infinite
-    where that is not known."""
+    """About how high the planes above sign * g(x) * (y or h(y)) with some slopes [N, ...] are in the middle, and FLAT
+    times what they rise from there (the root of the sum of squares); infinite where that is not known."""
     x, y, h, g = _sampled(box.op, box.x, box.y, STARTS)
     height, x, y = sign * g * h, x - _middle(box.x), y - _middle(box.y)
+    half = [t.upper / 2 - t.lower / 2 for t in (box.x, box.y)]
     if box.op.other is None:
-        found = [(height - m * x).amax(1).mean(0) for m in slopes[0]]
+        ends = torch.stack([(height - m * x).amax(1) for m in slopes[0]])
+        top, rise = ends.mean(1), (ends[:, 1] - ends[:, 0]).abs() / 2
     else:
-        found = [(height - m * x - n * y).flatten(0, 1).amax(0) for m, n in zip(*slopes, strict=True)]
-    return torch.nan_to_num(torch.stack(found), nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
+        top = torch.stack(
+            [(height - m * x - n * y).flatten(0, 1).amax(0) for m, n in zip(*slopes, strict=True)]
+        )
+        rise = slopes[1].abs() * half[1]
+    found = top + FLAT * torch.hypot(rise, slopes[0] * half[0])
+    return torch.nan_to_num(found, nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
 
 
 def _sampled(op: Gated, x: Interval, y: Interval, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Univariate, Value
+from verifier.graph.curve import LEAN
 from verifier.graph.op import Op
 from verifier.graph.registry import OnnxNode, aten_op, onnx_op, unary_op
 from verifier.ops.arithmetic import as_value, scale_shift
@@ -22,8 +23,9 @@ class Product(Elementwise):
     """x * y between the planes of McCormick (1976), the tightest there are on a box.
 
     Two planes lie below, (x - lx)(y - ly) >= 0 and (ux - x)(uy - y) >= 0 written out, and two above. Each side takes
-    a mixture with a free weight per element; all mixtures leave the same volume on average, the middle has the
-    smallest worst gap. A box that multiplies beyond the floating range gets no planes.
+    a mixture with a free weight per element. All mixtures leave the same volume, so they start from the flattest: the
+    slopes multiply what relaxations of the arguments leave open. A box that multiplies beyond the floating range gets
+    no planes.
     """
 
     def forward(self, *xs: Tensor) -> Tensor:
@@ -39,8 +41,11 @@ class Product(Elementwise):
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
         flat = ((xs[0].upper > xs[0].lower) & (xs[1].upper > xs[1].lower)).logical_not()
         zero = 0.5 * flat.to(xs[0].lower.dtype)
-        half, one = torch.full_like(zero, 0.5), 1 - zero
-        return {"lower_mix": Parameter(half, zero, one), "upper_mix": Parameter(half, zero, one)}
+        one = 1 - zero
+        (x, y), _ = _tamed(*xs)
+        sides = [_flattest(x, y), _flattest(x, Interval(y.upper, y.lower))]
+        below, above = (torch.minimum(torch.maximum(t, zero), one) for t in sides)
+        return {"lower_mix": Parameter(below, zero, one), "upper_mix": Parameter(above, zero, one)}
 
     def relax(self, parameters: Mapping[str, Tensor], *xs: Interval) -> Relaxation:
         """The slopes mix numbers that may cancel, so the intercepts take the rounding of everything on them."""
@@ -94,11 +99,13 @@ class Square(Univariate):
         return low if wild is None else low.masked_fill(wild, -torch.inf)
 
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
-        """Start from the tangent in the middle, which is parallel to the chord."""
+        """Start from the tangent near the middle, on the side of zero (see `LEAN`)."""
         most = torch.finfo(xs[0].lower.dtype).max
         low, high = (2 * t.clamp(-most / 2, most / 2) for t in xs[0])
         middle = torch.minimum(torch.maximum(low / 2 + high / 2, low), high)
-        return {"lower_slope": Parameter(middle, low, high), "upper_slope": Parameter(middle, middle, middle)}
+        spare = LEAN * (high / 2 - low / 2)
+        start = torch.where(middle > 0, (middle - spare).clamp(min=0), (middle + spare).clamp(max=0))
+        return {"lower_slope": Parameter(start, low, high), "upper_slope": Parameter(middle, middle, middle)}
 
     def vjp(
         self, builder: Builder, inputs: Sequence[Value], output: Value, cotangent: Value
@@ -118,7 +125,14 @@ def _tamed(*xs: Interval) -> tuple[tuple[Interval, ...], Tensor | None]:
     return tuple(x.map(lambda t: torch.where(wild, torch.zeros_like(t), t)) for x in xs), wild
 
 
-def mix(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def _flattest(x: Interval, y: Interval) -> Tensor:
+    """The weight for which the slopes, each times the width of its argument, have the least sum of squares (or of any
+    power above 1): half way between those for which one is zero, within [0, 1]."""
+    weight = (x.lower / (x.lower - x.upper) + y.lower / (y.lower - y.upper)) / 2
+    return torch.where(weight.isnan(), torch.full_like(weight, 0.5), weight.clamp(0, 1))
+
+
+def mix(weight: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
     """(1 - weight) a + weight b, which cannot overflow where a and b are finite."""
     return (1 - weight) * a + weight * b
 
