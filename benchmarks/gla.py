@@ -92,7 +92,7 @@ def main() -> None:
     )
     shared = Path(os.environ.get("VERIFIER_SHARED", ROOT.parent / "shared")) / "reference" / "gla"
     parser.add_argument("--reference", type=Path, default=shared)
-    parser.add_argument("--iterations", type=int, default=6)
+    parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, nargs="*", help="only these T")
     given = parser.parse_args()
