@@ -16,8 +16,8 @@ Leaves = dict[Key, dict[str, Tensor]]
 
 
 class Adam:
-    """Adam (Kingma and Ba 2015) upwards with Nesterov's momentum (Dozat 2016), which is worth two of ten steps; steps are
-    in units of each parameter's range (`scales`, which broadcast).
+    """Adam (Kingma and Ba 2015) upwards with Nesterov's momentum (Dozat 2016), which is worth two of ten steps; steps
+    are in units of each parameter's range (`scales`, which broadcast).
 
     Nothing here waits for the device: what is not finite is replaced unasked.
     """
