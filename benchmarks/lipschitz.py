@@ -36,7 +36,8 @@ from verifier import api
 from verifier.frontends.torch import trace
 from verifier.graph import Graph, Interval, Parameter
 from verifier.graph.builder import rewritten
-from verifier.jacobian.lipschitz import Effort, Method, lipschitz, root_intervals
+from verifier.jacobian.enclosures import Effort, Method, root_intervals
+from verifier.jacobian.lipschitz import lipschitz
 from verifier.jacobian.objective import Norm, Objective, gradients
 from verifier.ops.switched import Switched
 from verifier.sets import Box

@@ -231,19 +231,23 @@ def test_jacobian_vector_products(name: str) -> None:
         assert torch.allclose(found, truth, atol=1e-12)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_objectives_are_the_norms(norm: Norm) -> None:
-    net = relu_net(7, 3, (8, 8), 2).double()
-    asked = objective(graph_of(net.float(), 3), norm, torch.eye(2, dtype=torch.float64))
+@pytest.mark.parametrize(("norm", "outputs"), [*[(norm, 2) for norm in NORMS], ("2", 5)])
+def test_objectives_are_the_norms(norm: Norm, outputs: int) -> None:
+    net = relu_net(7, 3, (8, 8), outputs).double()
+    asked = objective(graph_of(net.float(), 3), norm, torch.eye(outputs, dtype=torch.float64))
     net = net.double()
     x = torch.randn(50, 3, dtype=torch.float64)
     jacobian = torch.func.vmap(torch.func.jacrev(net))(x)
-    truth = torch.linalg.matrix_norm(jacobian, "fro" if norm == "2" else ORDER[norm])
+    truth = torch.linalg.matrix_norm(jacobian, "fro" if (norm, outputs) == ("2", 5) else ORDER[norm])
     by_seed = [
         asked.graph.evaluate([x.unsqueeze(1), s.expand(len(x), *s.shape)])[0].amax(1) for s in asked.seeds
     ]
     found = torch.stack(by_seed, 1).amax(1)
-    assert torch.allclose(found if asked.power == 1 else found.sqrt(), truth, atol=1e-12)
+    found = found if asked.power == 1 else found.sqrt()
+    if (norm, outputs) == ("2", 2):  # in many directions, each a little too long
+        assert (found >= truth).all() and (found <= 1.0006 * truth).all()
+    else:
+        assert torch.allclose(found, truth, atol=1e-12)
 
 
 class Both(nn.Module):

@@ -23,7 +23,7 @@ from verifier.bounds.compute import compute_bounds
 from verifier.errors import VerifierError
 from verifier.graph import Graph, Interval
 from verifier.jacobian.definite import EPS, largest_eigenvalue, product, up
-from verifier.jacobian.lipschitz import jumping
+from verifier.jacobian.jumps import Jumping
 from verifier.options import BoundMethod
 from verifier.sets import Box, InputSet
 from verifier.transforms.differentiate import differentiate
@@ -134,7 +134,7 @@ def _jacobian(graph: Graph, regions: Sequence[InputSet], method: BoundMethod) ->
             "with one output of as many elements as its first input."
         )
     graph = graph.to(torch.float64)
-    jumps = jumping(graph, regions)
+    jumps = Jumping(graph)(regions)
     if bool(jumps.open.any()):
         raise ContractionError(jumps.reason)
     rows = torch.eye(count, dtype=torch.float64).view(count, *shapes[1])

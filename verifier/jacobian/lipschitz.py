@@ -6,33 +6,28 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from verifier.bounds.alpha import AlphaOptions
 from verifier.bounds.backward import OutOfTime
-from verifier.bounds.compute import compute_bounds
-from verifier.bounds.interval import interval_bounds
 from verifier.branching.plan import Limits
 from verifier.errors import OptionsError
-from verifier.graph import Elementwise, Graph, Interval, Op
+from verifier.graph import Graph, Interval
 from verifier.graph.precision import full_precision
 from verifier.jacobian.chain import ChainError
+from verifier.jacobian.enclosures import Effort, Method, raised, root_intervals, root_values
 from verifier.jacobian.everywhere import everywhere
+from verifier.jacobian.jumps import Jumping
 from verifier.jacobian.maximise import maximise
 from verifier.jacobian.objective import Norm, Objective, gradients, objective
 from verifier.jacobian.reading import chain
 from verifier.jacobian.semidefinite import bound as semidefinite
 from verifier.jacobian.semidefinite import layerwise, product_of_norms
+from verifier.jacobian.spectral import spectral_bound
 from verifier.jacobian.witness import Climber
-from verifier.ops.choice import Choice
-from verifier.options import BoundMethod
 from verifier.sets import Box, InputSet
-from verifier.transforms.composites import write_out
 
 SAMPLES, ROUNDS = 2048, 200
 CLIMB_SHARE = 0.15
@@ -42,34 +37,6 @@ ELLIPSOIDS = 512
 SEMIDEFINITE_SHARE = 0.3
 """Of the time that is left."""
 ORDERS: dict[Norm, float] = {"inf": math.inf, "2": 2, "1": 1}
-ROWS = 256
-"""Seeds bounded at a time."""
-
-
-class Method(Enum):
-    """How an upper bound was found, from cheap to tight."""
-
-    PRODUCT = "product-of-norms"
-    INTERVAL = "interval"
-    CROWN = "crown"
-    OPTIMISED = "alpha-crown"
-    SEMIDEFINITE = "semidefinite"
-    SEARCH = "branch-and-bound"
-
-    @property
-    def text(self) -> str:
-        """What it is, in words."""
-        return _TEXT[self]
-
-
-_TEXT = {
-    Method.PRODUCT: "the layers' norms and slopes multiplied, or layer-wise ellipsoids (chains only)",
-    Method.INTERVAL: "intervals of the Jacobian's entries",
-    Method.CROWN: "linear bounds of the norm through the backward pass",
-    Method.OPTIMISED: "the same with optimised slopes",
-    Method.SEMIDEFINITE: "a semidefinite programme over the layers (chains only; extra sdp)",
-    Method.SEARCH: "linear bounds on parts of the set",
-}
 
 
 @dataclass(frozen=True)
@@ -131,19 +98,6 @@ class Lipschitz:
         return json.dumps(content, indent=indent)
 
 
-@dataclass(frozen=True)
-class Effort:
-    """`methods` in their order; `deadline` of `time.monotonic`; `gap` the ratio at which the search ends."""
-
-    methods: Sequence[Method] = tuple(Method)
-    deadline: float = math.inf
-    gap: float = 1e-6
-    memory: int = 1 << 30
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    dtype: torch.dtype = torch.float32
-    seed: int = 0
-
-
 def lipschitz(
     graph: Graph,
     sets: Sequence[InputSet] | None,
@@ -161,7 +115,7 @@ def lipschitz(
     began = time.monotonic()
     with full_precision():
         if sets is not None:
-            jumps = jumping(graph, sets)
+            jumps = Jumping(graph)(sets)
             if bool(jumps.open.any()):
                 seconds = time.monotonic() - began
                 return Lipschitz(math.inf, 0.0, norm, None, (), seconds, reason=jumps.reason)
@@ -261,11 +215,21 @@ class _Local:
         value = raised(float(values.max()), self._question.power)
         if self._norm == "2" and len(self._rows) > 1:
             value = min(
-                value, _by_entries(gradients(self._graph, self._rows), self._sets, method, self._effort)
+                value,
+                spectral_bound(
+                    self._graph,
+                    self._rows,
+                    lambda asked: root_intervals(asked, self._sets, method, self._effort),
+                ),
             )
         return value
 
-    def _search(self, box: Interval) -> float:
+    def _search(self, box: Interval) -> float | None:
+        best = self._climber.best
+        if best is not None and self._upper <= raised(best.value, self._question.power):
+            return (
+                None  # what is searched is only a bound of the norm, and reaches more than is proved already
+            )
         limits = Limits(
             self._effort.deadline,
             self._effort.gap,
@@ -294,41 +258,6 @@ def _inside(sets: Sequence[InputSet], device: torch.device) -> Callable[[Tensor]
         return torch.cat(moved, 1)
 
     return move
-
-
-@torch.no_grad()
-def root_intervals(question: Objective, sets: Sequence[InputSet], method: Method, effort: Effort) -> Interval:
-    """Enclosures of an objective's values for every seed on one instance, [S, K], float64."""
-    boxes = [s.to(effort.dtype, effort.device) for s in sets]
-    seeds = question.seeds.to(effort.dtype).to(effort.device)
-    graph = question.graph.to(effort.dtype, effort.device)
-    parts = []
-    for rows in torch.arange(len(seeds), device=effort.device).split(ROWS):
-        seed = seeds[rows]
-        many = [s.index(torch.zeros(len(seed), dtype=torch.int64, device=effort.device)) for s in boxes]
-        parts.append(
-            compute_bounds(
-                graph, [*many, Box(seed, seed)], BOUNDS[method], (), alpha_options(effort)
-            ).outputs[0]
-        )
-    found = Interval.cat([p.map(lambda t: t.flatten(1).double()) for p in parts])
-    return found.map(Tensor.detach).sanitise()
-
-
-def root_values(question: Objective, sets: Sequence[InputSet], method: Method, effort: Effort) -> Tensor:
-    """Upper bounds of an objective's values for every seed on one instance, [S, K], float64."""
-    return root_intervals(question, sets, method, effort).upper
-
-
-BOUNDS: dict[Method, BoundMethod] = {
-    Method.INTERVAL: "interval",
-    Method.CROWN: "crown",
-    Method.OPTIMISED: "alpha-crown",
-}
-
-
-def alpha_options(effort: Effort) -> AlphaOptions:
-    return AlphaOptions(memory=effort.memory // 4, deadline=effort.deadline)
 
 
 def _global(
@@ -375,15 +304,12 @@ def _global(
 
 
 def _entries_everywhere(graph: Graph, rows: Tensor, method: Method, effort: Effort) -> float:
-    entries = gradients(graph, rows)
-    part, ranges = everywhere(entries.raw)
-    sets = [Box(r.lower, r.upper) for r in ranges]
-    return _by_entries(Objective(part, entries.seeds), sets, method, effort)
+    def enclose(entries: Objective) -> Interval:
+        part, ranges = everywhere(entries.raw)
+        sets = [Box(r.lower, r.upper) for r in ranges]
+        return root_intervals(Objective(part, entries.seeds), sets, method, effort)
 
-
-def _by_entries(entries: Objective, sets: Sequence[InputSet], method: Method, effort: Effort) -> float:
-    """Of several outputs: a bound of the 2-norm from intervals of all entries."""
-    return spectral(root_intervals(entries, sets, method, effort))
+    return spectral_bound(graph, rows, enclose)
 
 
 def by_layers(
@@ -413,58 +339,3 @@ def by_layers(
         if tuple(effort.methods) == (method,):
             raise
         return None
-
-
-class Jumps(NamedTuple):
-    """For which instances a function may jump in its set, bool [B], and why."""
-
-    open: Tensor
-    reason: str
-
-
-def jumping(graph: Graph, sets: Sequence[InputSet]) -> Jumps:
-    """Where what decides between pieces that need not meet is open."""
-    graph = write_out(graph)
-    boxes = [s.box().to(torch.float64) for s in sets]
-    batch = max(len(b.lower) for b in boxes)
-    open_ = torch.zeros(batch, dtype=torch.bool, device=boxes[0].lower.device)
-    reason = ""
-    if not any(may_jump(graph.nodes[i].op) for i in graph.ancestors(graph.outputs[0])):
-        return Jumps(open_, reason)
-    bounds = interval_bounds(graph.to(torch.float64, boxes[0].lower.device), boxes)
-    for i in sorted(graph.ancestors(graph.outputs[0])):
-        if not may_jump(graph.nodes[i].op):
-            continue
-        node = graph.nodes[i]
-        arguments = [bounds[j].expand(batch) for j in node.inputs]
-        op = node.op
-        here = op.refinable(0, *arguments).flatten(1).any(1) if isinstance(op, Elementwise) else open_
-        if bool(here.any()) and not reason:
-            reason = (
-                f"{node.source or node.name} ({type(op).__name__}) may jump in this set, and a function that jumps "
-                "has no Lipschitz constant; take a set on which it is decided."
-            )
-        open_ = open_ | here
-    return Jumps(open_, reason)
-
-
-def may_jump(op: Op) -> bool:
-    """Whether an operator has pieces that need not meet."""
-    return isinstance(op, Elementwise) and (op.jumps or isinstance(op, Choice))
-
-
-def spectral(entries: Interval) -> float:
-    """An upper bound of the spectral norm of all matrices [R, n] in an interval, float64: |C + D| <= |C| + |D|."""
-    center, radius = entries.center, entries.radius
-    if not bool(center.isfinite().all() and radius.isfinite().all()):
-        return math.inf
-    rounding = 1 + 64 * max(center.shape) * torch.finfo(torch.float64).eps
-    wide = radius + 4 * torch.finfo(torch.float64).eps * center.abs()
-    norms = [float(torch.linalg.matrix_norm(m, 2)) for m in (center, wide)]
-    frobenius = float(torch.linalg.matrix_norm(entries.magnitude))
-    return min(sum(norms), frobenius) * rounding
-
-
-def raised(value: float, power: int) -> float:
-    """The root of a bound, rounded up."""
-    return value if power == 1 else math.sqrt(max(value, 0.0)) * (1 + 1e-15)

@@ -15,7 +15,8 @@ from verifier.branching.plan import Limits
 from verifier.graph import Graph, Interval
 from verifier.graph.precision import full_precision
 from verifier.jacobian.decide import NEITHER, decide
-from verifier.jacobian.lipschitz import BOUNDS, Effort, Method, alpha_options, jumping
+from verifier.jacobian.enclosures import BOUNDS, Effort, Method, alpha_options
+from verifier.jacobian.jumps import Jumping
 from verifier.jacobian.objective import Objective, gradients
 from verifier.sets import Box
 
@@ -51,7 +52,7 @@ def signs(
     a derivative.
     """
     effort = how.effort
-    asked = gradients(graph, row)
+    asked, jumping = gradients(graph, row), Jumping(graph)
     shape = graph.nodes[graph.inputs[0]].shape
     index = torch.tensor(list(features))
     base = data.double().unsqueeze(1).expand(-1, len(index), -1)  # [N, F, n]
@@ -66,7 +67,7 @@ def signs(
         for rows in torch.arange(len(lower)).split(BATCH):
             box = Box(lower[rows].view(-1, *shape), upper[rows].view(-1, *shape))
             box = box.to(effort.dtype, effort.device)
-            settled[rows] = jumping(graph, [box]).open.cpu()
+            settled[rows] = jumping([box]).open.cpu()
             with suppress(OutOfTime):
                 found[rows] = _bounded(asked, box, place[rows], how).masked_fill(settled[rows], 0)
         if how.search:

@@ -16,7 +16,7 @@ from verifier.frontends import replay
 from verifier.frontends.agreement import disagreements
 from verifier.frontends.onnx_write import write
 from verifier.graph import Builder, Graph, Value
-from verifier.jacobian.lipschitz import may_jump
+from verifier.jacobian.jumps import may_jump
 from verifier.jacobian.objective import repeated
 from verifier.ops.arithmetic import add, scale_shift
 from verifier.ops.linear import Linear

@@ -12,7 +12,8 @@ from torch import Tensor
 from verifier.bounds.interval import interval_bounds
 from verifier.graph import Builder, Graph, Interval
 from verifier.graph.precision import full_precision
-from verifier.jacobian.lipschitz import Effort, Method, jumping, raised, root_values
+from verifier.jacobian.enclosures import Effort, Method, raised, root_values
+from verifier.jacobian.jumps import Jumping
 from verifier.jacobian.objective import Norm, objective
 from verifier.ops.linear import Linear
 from verifier.ops.movement import reshape
@@ -36,13 +37,14 @@ def certified_radius(
     eye = torch.eye(count, dtype=torch.float64)
     rows = eye[label] - eye[others]
     with full_precision():
+        jumping = Jumping(graph)
         margins = _margins(graph, x.double(), rows)
         question = objective(graph, norm, rows[:1])
         question = replace(question, seeds=rows.view(-1, *graph.nodes[graph.outputs[0]].shape))
 
         def holds(r: float) -> bool:
             ball: InputSet = Box.around(x, r) if norm == "inf" else Ball.around(x, r, 2 if norm == "2" else 1)
-            if bool(jumping(graph, [ball]).open.any()):
+            if bool(jumping([ball]).open.any()):
                 return False
             values = root_values(question, [ball], method, effort).amax(1).tolist()
             constants = [raised(v, question.power) for v in values]
