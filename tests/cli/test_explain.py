@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from tests.cli.conftest import Ran
 
@@ -49,6 +52,22 @@ def test_tables_advice_and_json(run: Runner, tmp_path: Path) -> None:
     assert lines[title + 2].startswith(worst["text"]) and f"{worst['bound']:.4g}" in lines[title + 2]
     assert "Where bounds get loose" in ran.out and told["layers"][0]["name"] in ran.out
     assert [line for line in lines if line.startswith("1. ")] and len(told["hints"]) >= 2
+
+
+def test_a_step_that_takes_too_long_costs_what_comes_after_it(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from verifier.explanation import explain
+
+    monkeypatch.setattr(explain, "largest", lambda *_: time.sleep(60))
+    out, began = tmp_path / "why.json", time.monotonic()
+    words = ("--timeout", 6, "--max-domains", 20, "--no-attack", "--no-progress", "--json", out)
+    ran = run("explain", DATA / "digits_mlp.onnx", hard(tmp_path), "--branching", "activation", *words)
+    assert time.monotonic() - began < 7.5 and ran.code == 0
+    assert "The time limit cut the measuring off" in ran.err
+    assert "Open disjuncts, worst first" in ran.out and "Where bounds get loose" in ran.out
+    told = json.loads(out.read_text())
+    assert told["layers"] and told["radius"] is None and told["hints"]
 
 
 def test_decided(run: Runner) -> None:

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         with ExitStack() as stack:
             worker = None
-            if words[:1] == ["verify"] and "--help" not in words:
+            if words[:1] in (["verify"], ["explain"]) and "--help" not in words:
                 worker = stack.enter_context(
                     Worker(_load_engine)
                 )  # loads while this process parses the words

@@ -54,7 +54,8 @@ class Ending(Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """`answer` counts when `ending` is ANSWERED; `signal` killed a worker that DIED (0: it just left)."""
+    """`answer` is the job's when `ending` is ANSWERED, else its last draft; `signal` killed a worker that DIED (0: it
+    just left)."""
 
     ending: Ending
     answer: Answer = field(default_factory=Answer)
@@ -62,7 +63,9 @@ class Outcome:
     signal: int = 0
 
 
-Job = Callable[[ProgressCallback], Answer]
+Tell = Callable[[Progress | Answer], None]
+"""Takes progress, and drafts of the answer."""
+Job = Callable[[Tell], Answer]
 
 
 class Worker:
@@ -127,32 +130,38 @@ class Session:
 
 
 def _inline(job: Job, on_progress: ProgressCallback) -> Outcome:
-    last = Progress()
+    last, draft = Progress(), Answer()
 
-    def remember(p: Progress) -> None:
-        nonlocal last
+    def remember(p: Progress | Answer) -> None:
+        nonlocal last, draft
+        if isinstance(p, Answer):
+            draft = p
+            return
         last = p.after(last)
         on_progress(last)
 
     try:
         return Outcome(Ending.ANSWERED, job(remember))
     except KeyboardInterrupt:
-        return Outcome(Ending.INTERRUPTED, progress=last)
+        return Outcome(Ending.INTERRUPTED, draft, progress=last)
 
 
 def _follow(source: int, deadline: float, on_progress: ProgressCallback) -> Outcome:
-    last = Progress()
+    last, draft = Progress(), Answer()
     try:
         for kind, value in _messages(source, deadline):
             if kind == "answer":
                 return Outcome(Ending.ANSWERED, Answer(**value), last)
+            if kind == "draft":
+                draft = Answer(**value)
+                continue
             last = Progress(**value).after(last)
             on_progress(last)
     except TimeoutError:
-        return Outcome(Ending.TIME, progress=last)
+        return Outcome(Ending.TIME, draft, last)
     except KeyboardInterrupt:
-        return Outcome(Ending.INTERRUPTED, progress=last)
-    return Outcome(Ending.DIED, progress=last)
+        return Outcome(Ending.INTERRUPTED, draft, last)
+    return Outcome(Ending.DIED, draft, last)
 
 
 def _messages(source: int, deadline: float) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -191,7 +200,15 @@ def _live(warm_up: Callable[[], None] | None, source: int, target: int) -> NoRet
                 stream.write(json.dumps([kind, asdict(value)]) + "\n")
                 stream.flush()
 
-            send("answer", jobs.get()(throttled(lambda p: send("progress", p), _PROGRESS_PERIOD)))
+            shown = throttled(lambda p: send("progress", p), _PROGRESS_PERIOD)
+
+            def tell(value: Progress | Answer) -> None:
+                if isinstance(value, Answer):
+                    send("draft", value)
+                else:
+                    shown(value)
+
+            send("answer", jobs.get()(tell))
         code = 0
     except BaseException:
         traceback.print_exc()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -54,13 +54,15 @@ def explain(
     timeout: float | None = None,
     options: Options = Options(timeout=60.0),
     progress: ProgressCallback | None = None,
+    partly: Callable[[Explanation], None] | None = None,
 ) -> Explanation:
     """Why a query is undecided, and what to try. Arguments are those of `verify`.
 
     Half of the `timeout` (seconds, finite) belongs to the search that `verify` makes; what this leaves open is then
     measured: bounds and attacks per disjunct, the layers where bounds get loose, the part of the input set that is
     left, and a smaller set for which bounds alone prove the property. Each phase does what it can in its part of the
-    time. Where search or measuring decide the query, the result says so, and nothing more is measured.
+    time. Where search or measuring decide the query, the result says so, and nothing more is measured. `partly` is
+    called with what is known when a phase ends, for those who cannot wait for a step that takes longer than its part.
 
     Raises VerifierError for bad input, as `verify` does.
     """
@@ -72,7 +74,7 @@ def explain(
         )
     if options.progress and progress is None:
         with display() as shown:
-            return explain(model, spec, timeout, replace(options, progress=False), shown)
+            return explain(model, spec, timeout, replace(options, progress=False), shown, partly)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     api.check_device(options)
@@ -87,7 +89,8 @@ def explain(
         result = _finished(result)
         if result.holds is None:
             judge = None if not options.attack else Judge(query, networks)
-            found = _Measuring(compiled, Words(query, problem), options, clock, judge).of(result, search)
+            measuring = _Measuring(compiled, Words(query, problem), options, clock, judge, partly or _ignored)
+            found = measuring.of(result, search)
         else:
             found = Explanation(result, phases=clock.seconds)
     return replace(found, hints=hints(found, options))
@@ -136,7 +139,9 @@ class _Measuring:
         options: Options,
         clock: _Clock,
         judge: Judge | None,
+        partly: Callable[[Explanation], None],
     ) -> None:
+        self.partly = partly
         self.compiled, self.words = compiled, words
         self.options, self.clock, self.judge = options, clock, judge
         self.device = device_of(options)
@@ -148,36 +153,45 @@ class _Measuring:
 
     def of(self, result: Result, search: BranchAndBound | None) -> Explanation:
         total = len(everything(self.compiled))
-        left, worst = self._bounds(left_by(self.compiled, search))
+        left = left_by(self.compiled, search)
+        found = Explanation(result, total, len(left), phases=self.clock.seconds)
+        self._tell(found)
+        left, worst = self._bounds(left)
         self.clock.done("bounds")
         if not len(left):
             return self._decided(Result(Status.UNSAT, None, stats=result.stats), total)
         left = left.worst_first()
-        attacked, points, found = self._attack(left.index(torch.arange(min(ATTACKED, len(left)))))
+        some = left.index(torch.arange(min(ATTACKED, len(left))))
+        unknown = torch.full((len(left),), torch.nan, dtype=torch.float64)
+        found = replace(found, open=len(left), disjuncts=self._disjuncts(left, unknown[: len(some)], unknown))
+        self._tell(found)
+        attacked, points, counterexample = self._attack(some)
         self.clock.done("attack")
-        if found is not None:
-            return self._decided(Result(Status.SAT, None, found, stats=result.stats), total)
-        region, shares = None, torch.full((len(left),), torch.nan, dtype=torch.float64)
+        if counterexample is not None:
+            return self._decided(Result(Status.SAT, None, counterexample, stats=result.stats), total)
+        found = replace(found, disjuncts=self._disjuncts(left, attacked, unknown))
+        self._tell(found)
         if search is not None and not search.stuck and len(search):
             region, shares = remainder(
                 self.compiled, search, left, self.words.inputs(self.compiled.ties), self.options.seed
             )
+            found = replace(found, region=region, disjuncts=self._disjuncts(left, attacked, shares))
         self.clock.done("region")
-        table = self._layers(worst, points)
+        self._tell(found)
+        found = replace(found, layers=self._layers(worst, points))
         self.clock.done("layers")
+        self._tell(found)
         radius = largest(
             self.bounder, left.domains(self.compiled, self.device), self.clock.until("smaller set")
         )
         self.clock.done("smaller set")
-        return Explanation(
-            result,
-            total,
-            len(left),
-            self._disjuncts(left, attacked, shares),
-            table,
-            region,
-            radius,
-            phases=self.clock.seconds,
+        return replace(found, radius=radius)
+
+    def _tell(self, found: Explanation) -> None:
+        self.partly(
+            replace(
+                found, phases=dict(self.clock.seconds), hints=hints(found, self.options) if found.open else ()
+            )
         )
 
     def _decided(self, result: Result, total: int) -> Explanation:
@@ -271,6 +285,10 @@ class _Measuring:
             )
             for case, number, atoms, bound, attack, start, share, count in rows
         )
+
+
+def _ignored(_: Explanation) -> None:
+    """Nobody waits for parts."""
 
 
 def _worst(part: Domains, bounded: Bounded) -> _Worst:
