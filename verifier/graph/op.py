@@ -312,6 +312,9 @@ class Elementwise(Op):
             raise ValueError(f"{type(self).__name__} takes arguments of one shape, got {shapes}.")
         return shapes[0]
 
+    valued: tuple[float, float] = (-math.inf, math.inf)
+    """Between what ends the one argument must lie for there to be a value at all, not NaN."""
+
     domain: str = ""
     """For which arguments f is defined, in words ("x > 0"); empty for all."""
 
@@ -355,6 +358,14 @@ class Elementwise(Op):
     def branching_point(self, index: int, *xs: Interval) -> Tensor:
         """Where to split argument `index`: [B, *shape], inside the interval wherever it has an inside."""
         return xs[index].center
+
+
+def some(tensor: Tensor, leading: int, index: Tensor, shape: Shape) -> Tensor:
+    """The entries [..., n] of a tensor that belong to the elements `index` [n] (flat positions in `shape`): its first
+    `leading` dimensions are its own, the others broadcast to `shape`."""
+    head, tail = tensor.shape[:leading], tensor.shape[leading:]
+    wide = tensor.reshape(*head, *[1] * (len(shape) - len(tail)), *tail).expand(*head, *shape)
+    return wide.reshape(*head, -1)[..., index.to(tensor.device)]
 
 
 class Univariate(Elementwise):

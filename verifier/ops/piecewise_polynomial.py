@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Curve, Interval, Value
 from verifier.graph.curve import known
-from verifier.graph.op import Shape
+from verifier.graph.op import Shape, some
 from verifier.graph.registry import unary_op
 from verifier.ops.movement import joint_shape
 from verifier.ops.product import multiply
@@ -50,8 +50,7 @@ class PiecewisePolynomial(Curve):
         return shapes[0]
 
     def restrict(self, index: Tensor, shape: Shape) -> PiecewisePolynomial:
-        wide = self.coefficients.expand(*self.coefficients.shape[:2], *shape).flatten(2)
-        return dataclasses.replace(self, coefficients=wide[:, :, index])
+        return dataclasses.replace(self, coefficients=some(self.coefficients, 2, index, shape))
 
     def _pick(self, x: Tensor, order: int) -> Tensor:
         """The derivative of an order at x, piece by piece."""

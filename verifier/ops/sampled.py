@@ -16,7 +16,7 @@ from torch import Tensor
 from verifier.graph import Builder, Curve, Graph, Interval, Value
 from verifier.graph.composite import intervals
 from verifier.graph.curve import known, spaced
-from verifier.graph.op import Shape
+from verifier.graph.op import Shape, some
 from verifier.ops.movement import joint_shape
 from verifier.ops.product import multiply
 
@@ -138,8 +138,8 @@ class TrigPolynomial(Sampled):
         return shapes[0]
 
     def restrict(self, index: Tensor, shape: Shape) -> TrigPolynomial:
-        wide = [t.expand(len(t), *shape).flatten(1)[:, index] for t in (self.cosines, self.sines)]
-        return dataclasses.replace(self, cosines=wide[0], sines=wide[1])
+        cosines, sines = (some(t, 1, index, shape) for t in (self.cosines, self.sines))
+        return dataclasses.replace(self, cosines=cosines, sines=sines)
 
     def _of(self, x: Tensor, order: int) -> Tensor:
         total = torch.zeros_like(x)

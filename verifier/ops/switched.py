@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Value
-from verifier.graph.op import Shape
+from verifier.graph.op import Shape, some
 from verifier.ops.product import outward
 
 Piece = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -43,8 +43,9 @@ class Switched(Elementwise):
         return level * g
 
     def restrict(self, index: Tensor, shape: Shape) -> Switched:
-        levels = self.levels.expand(len(self.levels), *shape) if self.levels.dim() > 1 else self.levels
-        return Switched(self.knots, levels.flatten(1)[:, index] if levels.dim() > 1 else levels)
+        return Switched(
+            self.knots, some(self.levels, 1, index, shape) if self.levels.dim() > 1 else self.levels
+        )
 
     def _pieces(self, z: Interval) -> list[Piece]:
         point = z.lower == z.upper
