@@ -215,3 +215,49 @@ def test_sketches_are_near_the_planes(op: Gated) -> None:
             slopes, intercept = getattr(found, f"{side}_slopes"), getattr(found, f"{side}_intercept")
             ends.append(slopes[0] * x.center + slopes[1] * y.center + intercept)
         assert ((ends[0] - ends[1]).abs() / (high - low)).mean() < 0.03
+
+
+ENDS = [0.0, 1e-45, 1e-40, 1.2e-38, 1e-20, 1e-7, 0.3, 1.0, 30.0, 1e10, 1e30, 8e37, 9e37, 3e38]
+
+
+@pytest.mark.parametrize("other", [None, Exp(), Relu(), Square(), Tanh()], ids=str)
+@pytest.mark.parametrize("gate", [Sigmoid(), Tanh(), Square(), Relu()], ids=str)
+def test_planes_and_intervals_hold_between_any_float32_numbers(
+    gate: Univariate, other: Univariate | None
+) -> None:
+    """From denormal numbers, whose products underflow, to the largest ones; for all slopes."""
+    op, generator = Gated(gate, other), torch.Generator().manual_seed(0)
+    ends = torch.tensor([-t for t in ENDS] + ENDS)
+    chosen = ends[torch.randint(len(ends), (2, 2, 1, 2000), generator=generator)].sort(0).values
+    x, y = (Interval(chosen[0, k], chosen[1, k]) for k in (0, 1))
+    own, found = op.parameters(x, y), op.interval(x, y)
+    for _ in range(3):
+        share = torch.rand(1, 2000, generator=generator)
+        lines = op.relax({n: torch.lerp(p.lower, p.upper, share) for n, p in own.items()}, x, y)
+        for a in x:
+            for b in y:
+                value = op.forward(a.double(), b.double())
+                known = ~value.isnan()
+                off = 1e-12 * value.abs()
+                assert (value >= found.lower - off)[known].all() and (value <= found.upper + off)[known].all()
+                for sign, (p, q), r in (
+                    (-1, lines.lower_slopes, lines.lower_intercept),
+                    (1, lines.upper_slopes, lines.upper_intercept),
+                ):
+                    assert r is not None
+                    terms = [p.double() * a.double(), q.double() * b.double(), r.double()]
+                    size = sum(t.abs() for t in terms)
+                    line = sum(terms) + sign * (op.relaxation_error * 2**-23 * size + off + 1e-37)
+                    assert ((sign * (line - value) >= 0) | r.isinf())[known].all()
+
+
+def test_products_that_underflow_lie_in_their_intervals() -> None:
+    x, y = torch.tensor([[-1e-7, 1e-7]]), torch.tensor([[-7e-40, 0.0]])
+    found = Product().interval(Interval(x[:, :1], x[:, 1:]), Interval(y[:, :1], y[:, 1:]))
+    assert float(found.lower) < 0 < float(found.upper)
+    small = torch.tensor([[1e-40]])
+    assert float(Square().interval(Interval(-small, small)).upper) > 0
+    positive = Product().interval(Interval(small, small), Interval(small, small))
+    assert float(positive.lower) == 0 < float(positive.upper)
+    nothing = Product().interval(Interval(0 * small, 0 * small), Interval(-small, small))
+    assert float(nothing.lower) == float(nothing.upper) == 0

@@ -308,7 +308,7 @@ def _support(
     flat = torch.maximum(*most) + factor.abs() * size
     spare = 4 * info.eps * ((slope * reach).abs() + factor.abs() * size) + info.tiny
     value = torch.where(small, flat + spare.detach(), scaled + lift.detach())
-    wild = wild | value.detach().isfinite().logical_not() | (small & x.magnitude.isinf() & (slope != 0))
+    wild = wild | value.detach().isfinite().logical_not() | ((x.magnitude > info.max / 4) & (slope != 0))
     return torch.where(wild, torch.zeros_like(value), value), wild
 
 

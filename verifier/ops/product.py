@@ -32,11 +32,17 @@ class Product(Elementwise):
         return xs[0] * xs[1]
 
     def interval(self, *xs: Interval) -> Interval:
-        """Extrema at corners, rounded outward but never beyond zero, for the sign of a product is exact."""
+        """Extrema at corners, rounded outward but never beyond zero where signs forbid it."""
         corners = [a * b for a in xs[0] for b in xs[1]]
         low = torch.minimum(torch.minimum(corners[0], corners[1]), torch.minimum(corners[2], corners[3]))
         high = torch.maximum(torch.maximum(corners[0], corners[1]), torch.maximum(corners[2], corners[3]))
-        return outward(Interval(low, high))
+        (a, b), (c, d) = xs
+        zero = ((a == 0) & (b == 0)) | ((c == 0) & (d == 0))
+        alike, opposite = (
+            ((a >= 0) & (c >= 0)) | ((b <= 0) & (d <= 0)),
+            ((a >= 0) & (d <= 0)) | ((b <= 0) & (c >= 0)),
+        )
+        return outward(Interval(low, high), alike | zero, opposite | zero)
 
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
         flat = ((xs[0].upper > xs[0].lower) & (xs[1].upper > xs[1].lower)).logical_not()
@@ -83,7 +89,7 @@ class Square(Univariate):
         lower, upper = xs[0]
         nearest = torch.zeros_like(lower).clamp(lower, upper)
         high = torch.maximum(lower * lower, upper * upper)
-        return outward(Interval(nearest * nearest, high))
+        return outward(Interval(nearest * nearest, high), high >= 0, xs[0].magnitude == 0)
 
     def support_max(self, slope: Tensor, x: Interval) -> Tensor:
         """Convex: attained at an end."""
@@ -137,16 +143,21 @@ def mix(weight: Tensor | float, a: Tensor, b: Tensor) -> Tensor:
     return (1 - weight) * a + weight * b
 
 
-def outward(x: Interval) -> Interval:
-    """An interval of products, each rounded once, that encloses the exact products; zero ends stay where they are."""
+def outward(x: Interval, positive: Tensor | None = None, negative: Tensor | None = None) -> Interval:
+    """An interval of products, each rounded once, that encloses the exact products; it does not reach below zero where
+    these are known not to be negative, nor above it where they are not positive. Without knowledge of signs none of
+    the products may underflow, and zero ends stay where they are."""
     info = torch.finfo(x.lower.dtype)
     low, high = x.sanitise()
     most = torch.full_like(low, info.max)
     low = torch.minimum(low, most)  # what overflowed is at least as large as the largest number
     high = torch.maximum(high, -most)
     down, up = low - (info.eps * low.abs() + info.tiny), high + (info.eps * high.abs() + info.tiny)
+    # Of 0 times infinity nothing is known.
+    positive = low >= 0 if positive is None else positive & low.isfinite()
+    negative = high <= 0 if negative is None else negative & high.isfinite()
     return Interval(
-        torch.where(low >= 0, down.clamp(min=0), down), torch.where(high <= 0, up.clamp(max=0), up)
+        torch.where(positive, down.clamp(min=0), down), torch.where(negative, up.clamp(max=0), up)
     )
 
 
