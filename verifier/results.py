@@ -68,6 +68,7 @@ class Reason(Enum):
     DOMAIN_LIMIT = "domain-limit"
     INCOMPLETE = "incomplete"
     UNCONFIRMED = "unconfirmed-counterexample"
+    UNDEFINED = "undefined"
 
     @property
     def text(self) -> str:
@@ -99,6 +100,10 @@ _REASON_TEXT = {
     Reason.UNCONFIRMED: (
         "A point was found that violates the property in the verifier's arithmetic but not in onnxruntime's. "
         "The property holds or fails by less than rounding; ask for a small margin."
+    ),
+    Reason.UNDEFINED: (
+        "No value of the network violates the property, but it was not proved that the network has a value (not NaN) "
+        "for every input of the set. Choose an input set on which it does, or clip the argument that is named."
     ),
 }
 

@@ -16,6 +16,7 @@ from verifier.attack.gradient import AttackOptions
 from verifier.attack.replay import Judge, Networks
 from verifier.bounds.alpha import AlphaOptions
 from verifier.bounds.backward import OutOfTime
+from verifier.bounds.defined import conditions, somewhere_negative
 from verifier.bounds.final import AscentOptions
 from verifier.bounds.undefined import first_undefined
 from verifier.branching.activation_split import HEURISTICS, ActivationBrancher
@@ -42,8 +43,11 @@ from verifier.graph import Interval, Univariate
 from verifier.options import Options
 from verifier.results import Counterexample, Progress, Reason, Result, Stats, Status
 from verifier.solvers.solve import LinearSearch, linear_search
-from verifier.specs.compile import Compiled
+from verifier.specs.compile import TYPICAL, Compiled
 from verifier.specs.query import Query
+from verifier.transforms.composites import write_out
+from verifier.transforms.fold import fold
+from verifier.transforms.prepare import prepare
 
 PATIENCE = 0.6
 """The part of the first bounds' time that inner neurons may take; those left over keep intervals, so that something
@@ -153,6 +157,27 @@ class _Run:
         return int(asked * 2**30) if asked else free_memory(device)
 
     def result(self) -> Result:
+        """As the function: what has no solution is only proved where the network has a value, too."""
+        found = self._decided()
+        if found.status is not Status.UNSAT or found.reason is Reason.EMPTY_INPUT_SET:
+            return found
+        asked = _undefined(self.compiled)
+        if asked is None:
+            return found
+        lower, upper = asked.lower, asked.upper
+        if not somewhere_negative(asked.graph, lower, upper):
+            options = replace(self.options, attack=False)
+            run = _Run(self.query, self.networks, asked, options, self.deadline, self.progress)
+            defined = run._decided()
+            if defined.status in (Status.UNSAT, Status.SAT):  # the latter are confirmed for the query itself
+                return found if defined.status is Status.UNSAT else defined
+            if defined.status is Status.TIMEOUT:
+                return replace(found, status=Status.TIMEOUT, bound=None, detail=defined.detail)
+        assert self.compiled.plain is not None
+        detail = first_undefined(write_out(self.compiled.plain), Interval(lower[:1], upper[:1]))
+        return replace(found, status=Status.UNKNOWN, bound=None, reason=Reason.UNDEFINED, detail=detail)
+
+    def _decided(self) -> Result:
         if self.compiled.empty_reason is not None:
             return self._result(
                 Outcome(Status.UNSAT, Reason.EMPTY_INPUT_SET, math.inf, 0, 0), self.compiled.empty_reason
@@ -199,6 +224,8 @@ class _Run:
     def refuted(self) -> Tensor:
         """As the function. Nothing is refuted where time or memory do not suffice."""
         closed = torch.zeros(len(self.compiled.lower), dtype=torch.bool)
+        if _undefined(self.compiled) is not None:
+            return closed
         try:
             with torch.no_grad():
                 left = self._first()
@@ -382,6 +409,22 @@ class _Run:
                 self.compiled.graph, Interval(self.compiled.lower[:1], self.compiled.upper[:1])
             )
         return Result(outcome.status, bound, outcome.counterexample, reason, detail, stats)
+
+
+def _undefined(compiled: Compiled) -> Compiled | None:
+    """The question whether the network has no value at some input of the cases; None where it has one at all."""
+    if compiled.plain is None:
+        return None
+    hull = Interval(compiled.lower.amin(0, keepdim=True), compiled.upper.amax(0, keepdim=True))
+    graph = conditions(compiled.plain, hull)
+    if graph is None:
+        return None
+    middle = compiled.lower / 2 + compiled.upper / 2
+    graph = fold(prepare(graph, [middle[:TYPICAL]]))
+    count = graph.nodes[graph.outputs[0]].numel
+    clauses = torch.arange(count).view(1, count, 1).expand(len(middle), -1, -1)
+    strict = torch.ones(count, dtype=torch.bool)
+    return Compiled(graph, compiled.lower, compiled.upper, clauses, strict, ties=compiled.ties)
 
 
 class _Patience:

@@ -49,8 +49,9 @@ def disagreements(
         noise = torch.stack([torch.where(known, short, 0), *noise]).amax(0)
         distance, size = _largest(other.to(value) - value), _largest(value)
         tolerance = SLACK * noise + FLOOR * size + 1e-30
-        # Where our own value overflows, as precisely as they count or in float64, nothing can be compared.
-        lost = ~size.isfinite() | (~known & ~distance.isfinite())
+        # Where our own value overflows, as precisely as they count or in float64, or there is none (NaN) a last digit
+        # away, nothing can be compared.
+        lost = ~size.isfinite() | ~noise.isfinite() | (~known & ~distance.isfinite())
         ratio = torch.where(lost, torch.zeros_like(distance), distance / tolerance)
         result.append(float(ratio.nan_to_num(nan=torch.inf).amax()))
     return result

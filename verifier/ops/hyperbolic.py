@@ -147,6 +147,7 @@ class Acosh(Curved):
     """The inverse of the hyperbolic cosine, from 1 on."""
 
     bottom, rising, home, units = 0.0, True, 2.0, 16
+    valued = (1.0, math.inf)
     domain = "x >= 1"
 
     def outside(self, *xs: Interval) -> Tensor:

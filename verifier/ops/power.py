@@ -40,6 +40,7 @@ class Log(_HalfLine):
     """The natural logarithm. An interval that reaches zero has no line, and one that reaches below has no bound."""
 
     rising = True
+    valued = (0.0, math.inf)
     domain = "x > 0"
 
     @property
@@ -121,6 +122,10 @@ class Power(_HalfLine):
         if not self._whole:
             return (right,)
         return Piece(-math.inf, 0.0, self._even), right
+
+    @property
+    def valued(self) -> tuple[float, float]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return (-math.inf if self._whole else 0.0, math.inf)
 
     @property
     def domain(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]

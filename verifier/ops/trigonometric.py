@@ -275,6 +275,7 @@ def _rational(order: int) -> tuple[float, ...]:
 class Between(Curved):
     """Functions on (-1, 1) whose slopes have no limit at its ends."""
 
+    valued = (-1.0, 1.0)
     domain = "-1 < x < 1"
 
     def outside(self, *xs: Interval) -> Tensor:

@@ -76,6 +76,8 @@ class Compiled:
     always, a conjunction of nothing else is absent. `empty_reason` says why, where there is no case at all. Where
     disjunctions are minima (MAX_EXPANDED) of which only some atoms are strict, these count where they are equal, too.
 
+    `plain` is the same graph before anything was done to it.
+
     Where inputs are tied to each other (`specs.ties`), x has the free ones instead, and `inputs` tells what the query's
     own are.
     """
@@ -87,6 +89,7 @@ class Compiled:
     strict: Tensor
     empty_reason: str | None = None
     ties: Ties | None = None
+    plain: Graph | None = None
     _cast: dict[tuple[torch.dtype, str], Graph] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -130,7 +133,8 @@ def compile_query(query: Query, networks: Mapping[str, Network], problem: Proble
     margins, atoms = _Margins(builder, values, first, linear, bool(pairs)).build()
     lower, upper = torch.from_numpy(lower), torch.from_numpy(upper)
     middle = lower / 2 + upper / 2
-    graph = settle_switches(builder.graph(margins), bool(problem.nonlinear) or not _apart(linear, atoms))
+    plain = builder.graph(margins)
+    graph = settle_switches(plain, bool(problem.nonlinear) or not _apart(linear, atoms))
     graph = multiply_by_deviation(compare_earlier(graph))
     graph = compare_before_relu(graph, atoms.strict)
     graph = fold(prepare(graph, [middle[:TYPICAL].to(graph.dtype)]))
@@ -139,7 +143,7 @@ def compile_query(query: Query, networks: Mapping[str, Network], problem: Proble
     if cells is not None:
         lower, upper, clauses = cells.lower, cells.upper, clauses[cells.owner]
     graph = fold(scale_by_fixed(graph, lower, upper))
-    return Compiled(graph, lower, upper, clauses, atoms.strict, problem.empty_reason, ties)
+    return Compiled(graph, lower, upper, clauses, atoms.strict, problem.empty_reason, ties, plain)
 
 
 def _apart(problem: Problem, atoms: _Atoms) -> bool:
