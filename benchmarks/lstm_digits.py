@@ -45,8 +45,7 @@ CACHE = ROOT / "benchmarks" / "cache"
 NETWORKS = ((32, 1), (64, 1), (32, 2), (64, 2))
 """Units and layers."""
 METHODS = ("interval", "crown", "alpha-crown", "full")
-ALPHA = AlphaOptions(iterations=20, learning_rate=0.05, intermediate=False, threshold=0.0)
-"""Larger steps, which other networks can do with, gain nothing on LSTMs."""
+ALPHA = AlphaOptions(iterations=20, intermediate=False, threshold=0.0)
 TRAINED = 0.02
 """Training moves images by this along the signs of their gradients."""
 

@@ -40,6 +40,7 @@ from verifier.branching.sizes import (
 )
 from verifier.errors import is_out_of_memory
 from verifier.graph import Interval, Univariate
+from verifier.ops.gated import Gated
 from verifier.options import Options
 from verifier.results import Counterexample, Progress, Reason, Result, Stats, Status
 from verifier.solvers.solve import LinearSearch, linear_search
@@ -68,7 +69,7 @@ their bounds are flat."""
 TRIES_PER_STEP = 4
 SMOOTH_DIMENSIONS = 128
 """The same as INPUT_DIMENSIONS for networks with smooth operators, of which no single one decides much (tables in
-docs/benchmarks.md)."""
+docs/benchmarks.md), but without gates: those are clipped where a property is violated."""
 PLANES = 1 << 27
 """Numbers that the linear forms of undecided neurons may have."""
 CUTS_SHARE = 0.1
@@ -77,6 +78,8 @@ ROOT_ITERATIONS = 60
 ROOT_LEAST, ROOT_GAIN, ROOT_SHARE = 5, 0.003, 0.04
 """Optimising the root takes at most so many iterations, at least ROOT_LEAST; it ends when an iteration gains less than
 ROOT_GAIN of what is missing, or with ROOT_SHARE of the time gone."""
+GATED_SHARE = 0.2
+"""The same where gates multiply, whose iterations take longer and gain more."""
 
 ProgressCallback = Callable[[Progress], None]
 
@@ -376,7 +379,7 @@ class _Run:
             return self.options.branching != "input"
         ops = [bounder.graph.nodes[i].op for i in bounder.elementwise]
         smooth = any(isinstance(op, Univariate) and op.smooth for op in ops)
-        most = SMOOTH_DIMENSIONS if smooth else INPUT_DIMENSIONS
+        most = SMOOTH_DIMENSIONS if smooth and not _gated(bounder) else INPUT_DIMENSIONS
         large = self.compiled.varying > most or work(bounder.graph) > INPUT_WORK
         return bool(bounder.elementwise) and large
 
@@ -385,7 +388,7 @@ class _Run:
         alpha = AlphaOptions(
             iterations=0 if self.options.method == "crown" else ROOT_ITERATIONS,
             memory=self.memory // 8,
-            stop=_Patience(self.deadline),
+            stop=_Patience(self.deadline, GATED_SHARE if _gated(bounder) else ROOT_SHARE),
             deadline=bounder.options.deadline,
         )
         found = root(bounder, start, alpha, step_size(bounder))
@@ -427,12 +430,17 @@ def _undefined(compiled: Compiled) -> Compiled | None:
     return Compiled(graph, compiled.lower, compiled.upper, clauses, strict, ties=compiled.ties)
 
 
+def _gated(bounder: Bounder) -> bool:
+    """Whether functions multiply one another, as in recurrences with gates."""
+    return any(isinstance(bounder.graph.nodes[i].op, Gated) for i in bounder.elementwise)
+
+
 class _Patience:
     """Ends the root's optimisation: instances whose rows are all refuted, and all of them when the last iterations
     gained little or, after a few, when its share of the time is gone."""
 
-    def __init__(self, deadline: float) -> None:
-        self._until = time.monotonic() + ROOT_SHARE * (deadline - time.monotonic())
+    def __init__(self, deadline: float, share: float) -> None:
+        self._until = time.monotonic() + share * (deadline - time.monotonic())
         self._calls = 0
         self._before: Tensor | None = None
 

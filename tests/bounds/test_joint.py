@@ -62,8 +62,8 @@ def cut(graph: Graph, box: Box, options: JointOptions, steps: int = 5):
         seen = Final(plane, plain.plane.constant, plain.coefficients[operator], own)
         made = joint_cuts(graph, operator, bounds, seen, options)
         assert made is not None
-        with_cuts = FinalPass(graph, [box], target, rows, ROWS, bounds, cuts=made[0])
-        again = with_cuts.ascend(AscentOptions(0), plain.leaves)
+        with_cuts = FinalPass(graph, [box], target, rows, ROWS, bounds, cuts=made[0], warm=plain.leaves)
+        again = with_cuts.ascend(AscentOptions(0))
     return plain, again, made[1], made[0]
 
 

@@ -227,11 +227,13 @@ class _Problem:
         *shape]; found once."""
         if j not in self._free:
             found: dict[str, tuple[Tensor, Tensor]] = {}
+            op = self.graph.nodes[j].op
+            stride = op.stride if isinstance(op, Elementwise) else 1.0
             for name, p in self.ranges(j).items():
                 width = p.upper - p.lower
                 if bool((width > 0).any()):
                     scale = torch.nan_to_num(width, nan=0.0, posinf=1.0)
-                    found[name] = p.value[:, None, None], scale[:, None, None]
+                    found[name] = p.value[:, None, None], stride * scale[:, None, None]
             self._free[j] = found
         return self._free[j]
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from verifier.bounds.alike import alike, parameters_of, relaxations_of
 from verifier.bounds.ascent import Adam, Free, Leaves, Pool
 from verifier.bounds.backward import LinearBound, OutOfTime, PassOptions, backward
 from verifier.bounds.cuts import Cuts
@@ -87,8 +88,8 @@ class Ascent:
 
 @dataclass(frozen=True, eq=False)
 class FinalPass:
-    """R rows of `target` over B instances, on fixed enclosures `bounds` of the inner nodes. After `deadline` (of
-    `time.monotonic`) a pass raises OutOfTime."""
+    """R rows of `target` over B instances, on fixed enclosures `bounds` of the inner nodes. `warm` are parameters to
+    start from (NaN: not given). After `deadline` (of `time.monotonic`) a pass raises OutOfTime."""
 
     graph: Graph
     sets: Sequence[InputSet]
@@ -99,6 +100,7 @@ class FinalPass:
     splits: Splits = field(default_factory=dict)
     cuts: Cuts | None = None
     deadline: float = math.inf
+    warm: Leaves = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -112,8 +114,24 @@ class FinalPass:
 
     @cached_property
     def ranges(self) -> dict[int, dict[str, Parameter]]:
-        """The free parameters of every elementwise node; the enclosures are fixed, and so are these."""
-        return {j: op.parameters(*self._boxes(j)) for j, op in self.operators.items()}
+        """The free parameters of every elementwise node; the enclosures are fixed, and so are these. Where all of them
+        are given, only their ranges are asked for, which may cost a tenth."""
+        found: dict[int, dict[str, Parameter]] = {}
+        given = self._given
+        for nodes, start in ((self.operators.keys() - given, True), (given, False)):
+            for group in alike(self.graph, sorted(nodes), self.batch):
+                own = parameters_of(self.operators[group[0]], [self._boxes(j) for j in group], start)
+                found.update(zip(group, own, strict=True))
+        return found
+
+    @cached_property
+    def _given(self) -> set[int]:
+        """The nodes whose parameters are given for all elements."""
+        own = {j: self.warm[self.target, j] for j in self.operators if self.warm.get((self.target, j))}
+        if not own:
+            return set()
+        whole = torch.stack([torch.stack([t.isnan().any() for t in v.values()]).any() for v in own.values()])
+        return {j for j, missing in zip(own, whole.tolist(), strict=True) if not missing}
 
     @cached_property
     def split_ends(self) -> dict[int, Interval]:
@@ -124,18 +142,14 @@ class FinalPass:
         }
 
     @cached_property
-    def tame(self) -> bool:
-        """Whether all lines at the start are finite. Then steps need not ask: a bound without a finite value counts
-        as minus infinity and is passed over."""
-        return is_finite(self.lines.values())
-
-    @cached_property
     def lines(self) -> dict[int, Relaxation]:
         """The starting lines."""
-        return {
-            j: op.relax({name: p.value for name, p in self.ranges[j].items()}, *self._boxes(j))
-            for j, op in self.operators.items()
-        }
+        found: dict[int, Relaxation] = {}
+        for group in alike(self.graph, self.operators, self.batch):
+            starts = [{name: p.value for name, p in self.ranges[j].items()} for j in group]
+            own = relaxations_of(self.operators[group[0]], starts, [self._boxes(j) for j in group])
+            found.update(zip(group, own, strict=True))
+        return found
 
     def _boxes(self, node: int) -> list[Interval]:
         return [self.bounds[k] for k in self.graph.nodes[node].inputs]
@@ -146,9 +160,11 @@ class FinalPass:
         rounding: bool,
         record: dict[int, Tensor] | None = None,
         lines: Mapping[int, Relaxation] | None = None,
+        finite: bool = False,
     ) -> tuple[LinearBound, Tensor]:
         """The bound at given parameters (inside their ranges), and its minimum [B, R]; some nodes may be given other
-        `lines`."""
+        `lines`. Without `rounding` it is an estimate, by sketches where operators have them. Where lines are `finite`
+        nothing asks whether they are."""
         start: dict[int, Coefficients] = {self.target: self.rows}
         shift: Tensor | float = 0.0
         slack: Tensor | float = 0.0
@@ -172,32 +188,33 @@ class FinalPass:
                 part = part.unflatten(2, self.graph.nodes[node].shape)
                 start[node] = Dense(part + start[node].dense() if node in start else part)
             shift, slack = shift + added, slack + 2 * lost
-        chosen = dict(lines or {})
-        for j, op in self.operators.items():
-            if j not in chosen:
-                chosen[j] = self._relax(j, op, leaves.get((self.target, j), {}))
-        unasked = not rounding and self.tame
-        how = PassOptions(rounding, finite=unasked, deadline=self.deadline)
+        chosen = {} if lines is None else dict(lines)
+        chosen.update(self._lines_at(leaves, self.operators.keys() - chosen, sketch=not rounding))
+        how = PassOptions(rounding, finite=finite, deadline=self.deadline)
         plane = backward(self.graph, start, chosen, self.bounds, how, record)
         if self.splits or self.cuts is not None:
             error = plane.error if plane.error is None else plane.error + slack
             plane = LinearBound(plane.coefficients, plane.constant + shift, error)
         return plane, plane.minimum(self.graph, self.sets).expand(self.batch, -1)
 
-    def _relax(self, node: int, op: Elementwise, own: Mapping[str, Tensor]) -> Relaxation:
-        """With slopes per row [B, R, *shape] where the node has leaves, else [B, *shape]."""
-        ranges, boxes = self.ranges[node], self._boxes(node)
-        if not own.keys() & ranges.keys():
-            return self.lines[node]
-        chosen = {n: own[n].squeeze(1) if n in own else p.value.unsqueeze(1) for n, p in ranges.items()}
-        return op.relax(chosen, *[box.map(lambda t: t.unsqueeze(1)) for box in boxes])
+    def _lines_at(self, leaves: Leaves, nodes: Collection[int], sketch: bool) -> dict[int, Relaxation]:
+        """The lines of nodes, with slopes per row [B, R, *shape] where a node has leaves, else [B, *shape]."""
+        free = [j for j in nodes if leaves.get((self.target, j), {}).keys() & self.ranges[j].keys()]
+        found = {j: self.lines[j] for j in nodes} if len(free) < len(nodes) else {}
+        for group in alike(self.graph, free, self.batch * self.count):
+            chosen = []
+            for j in group:
+                own, ranges = leaves[self.target, j], self.ranges[j].items()
+                chosen.append({n: own[n].squeeze(1) if n in own else p.value.unsqueeze(1) for n, p in ranges})
+            boxes = [[b.map(lambda t: t.unsqueeze(1)) for b in self._boxes(j)] for j in group]
+            own = relaxations_of(self.operators[group[0]], chosen, boxes, sketch)
+            found.update(zip(group, own, strict=True))
+        return found
 
-    def ascend(
-        self, options: AscentOptions, warm: Leaves | None = None, record: Sequence[int] = ()
-    ) -> Ascent:
-        """Optimise from the plain relaxations, or from `warm`; the best of every row is kept and recomputed with
+    def ascend(self, options: AscentOptions, record: Sequence[int] = ()) -> Ascent:
+        """Optimise from the plain relaxations, or from those given; the best of every row is kept and recomputed with
         rounding errors. `record` names nodes whose coefficients are wanted."""
-        pool = self._pool(warm or {})
+        pool = self._pool()
         found: Leaves = {}
         if pool is not None:
             best = self._optimise(pool, options)[1] if options.steps else pool.values
@@ -207,9 +224,9 @@ class FinalPass:
             plane, lower = self.run(found, rounding=True, record=seen)
         return Ascent(plane, lower, found, seen)
 
-    def values(self, options: AscentOptions, warm: Leaves | None = None) -> Tensor:
+    def values(self, options: AscentOptions) -> Tensor:
         """The best lower bounds [B, R] that `ascend` would find, rounding left aside: estimates."""
-        pool = self._pool(warm or {})
+        pool = self._pool()
         if pool is None:
             return self.run({}, rounding=False)[1]
         return self._optimise(pool, options)[0]
@@ -220,12 +237,16 @@ class FinalPass:
         parts = [t.detach().requires_grad_() for t in pool.parts(pool.values)]
         leaves = pool.leaves(parts)
         best, most = pool.values.clone(), None
+        tame = False
         for step in range(options.steps + 1):
             if time.monotonic() > self.deadline:
                 raise OutOfTime
             seen = dict.fromkeys(self.splits, torch.empty(0)) if step == 0 else None
             with torch.enable_grad():
-                _, lower = self.run(leaves, rounding=False, record=seen)
+                lines = self._lines_at(leaves, self.operators.keys(), sketch=True)
+                if step == 0:  # steps need not ask: a bound that is not finite is passed over
+                    tame = is_finite(lines.values())
+                _, lower = self.run(leaves, rounding=False, record=seen, lines=lines, finite=tame)
                 total = torch.where(lower.isfinite(), lower, 0.0).sum()
             lower = lower.detach()
             if most is None:
@@ -242,8 +263,8 @@ class FinalPass:
         assert most is not None
         return most, best
 
-    def _pool(self, warm: Leaves) -> Pool | None:
-        """The free parameters, at `warm` where that has them (NaN: it has not); None where nothing is free."""
+    def _pool(self) -> Pool | None:
+        """The free parameters, where they are given so; None where nothing is free."""
         slopes = [(j, name, p) for j in self.operators for name, p in self.ranges[j].items()]
         tests = [(p.upper > p.lower).any() for _, _, p in slopes]
         tests += [(e.lower.isfinite() | e.upper.isfinite()).any() for e in self.splits.values()]
@@ -251,18 +272,18 @@ class FinalPass:
         free: list[Free] = []
         for j, name, p in itertools.compress(slopes, chosen):
             start, low, high = [t[:, None, None] for t in (p.value, p.lower, p.upper)]
-            scale = torch.nan_to_num(high - low, nan=0.0, posinf=1.0)
-            value = _warm(warm, (self.target, j), name, start)
+            scale = self.operators[j].stride * torch.nan_to_num(high - low, nan=0.0, posinf=1.0)
+            value = _warm(self.warm, (self.target, j), name, start)
             free.append(Free((self.target, j), name, value, low, high, scale))
         for node, ends in itertools.compress(self.splits.items(), chosen[len(slopes) :]):
             for name, end in ((LOW, ends.lower), (HIGH, ends.upper)):
                 zero = torch.zeros_like(end)[:, None, None]
                 high = torch.where(end.isfinite(), torch.inf, 0.0).to(end)[:, None, None]
-                value = _warm(warm, (self.target, node), name, zero)
+                value = _warm(self.warm, (self.target, node), name, zero)
                 free.append(Free((self.target, node), name, value, zero, high, torch.ones_like(zero)))
         if self.cuts is not None:
             key, one = (self.target, min(self.cuts.terms)), torch.ones_like(self.cuts.least).unsqueeze(1)
-            value, low = _warm(warm, key, CUT, one), torch.zeros_like(one[:, :, :1])
+            value, low = _warm(self.warm, key, CUT, one), torch.zeros_like(one[:, :, :1])
             free.append(Free(key, CUT, value, low, torch.full_like(low, torch.inf), low + CUT_SCALE))
         return Pool(free, self.batch, self.count) if free else None
 

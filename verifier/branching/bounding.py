@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from verifier.bounds.ascent import Leaves, index_leaves
+from verifier.bounds.ascent import index_leaves
 from verifier.bounds.backward import LinearBound
 from verifier.bounds.crown import Effort, inner_bounds
 from verifier.bounds.final import Ascent, AscentOptions, FinalPass
@@ -52,6 +52,8 @@ CLOSE = 0.1
 in float32."""
 NEAR = 0.3
 """Inner enclosures are clipped where less than this part of what the plane varies by is missing."""
+CLIPS, AGAIN = 3, 0.25
+"""That is done at most so often, each time where the last gained this part of what was missing."""
 
 
 def few_inputs(domains: Domains) -> int | None:
@@ -110,22 +112,31 @@ class Bounder:
 
     def bound(self, domains: Domains) -> Bounded:
         """Bounds of all subdomains. Where little is missing, the inner enclosures are clipped to where the property is
-        violated and the subdomain is bounded again; a positive score then says no more than that."""
+        violated and the subdomain is bounded again; a positive score then says no more than that. What gains much is
+        clipped once more, by the better plane."""
         result = self._settled(domains)
         planes = self.facts.planes
         if planes is None or not result.gaps:
             return result
+        rows = torch.arange(len(domains), device=self.device)
         plane, constant = result.worst_plane(planes.least)
-        near = planes.least(plane, constant) > -NEAR * planes.width(plane)
-        rows = (near & ~result.refuted.all(1)).nonzero()[:, 0]
-        if not len(rows):
-            return result
-        part, mine = result.index(rows), domains.index(rows)
-        known = {i: part.bounds[i].expand(len(rows)) for i in planes.columns}
-        known = planes.clip(known, part.gaps, plane[rows], constant[rows])
-        again = self._settled(replace(mine, known={**mine.known, **known}, warm=part.warm))
-        again = replace(again, score=again.score.clamp(max=0), disjunct=again.disjunct.clamp(max=0))
-        return result.replaced(rows, again)
+        least, width = planes.least(plane, constant), planes.width(plane)
+        for _ in range(CLIPS):
+            keep = (least > -NEAR * width) & ~result.refuted[rows].all(1)
+            rows, plane, constant, before = rows[keep], plane[keep], constant[keep], least[keep]
+            if not len(rows):
+                break
+            part, mine = result.index(rows), domains.index(rows)
+            known = {i: part.bounds[i].expand(len(rows)) for i in planes.columns}
+            known = planes.clip(known, part.gaps, plane, constant)
+            again = self._settled(replace(mine, known={**mine.known, **known}, warm=part.warm))
+            again = replace(again, score=again.score.clamp(max=0), disjunct=again.disjunct.clamp(max=0))
+            result = result.replaced(rows, again)
+            plane, constant = again.worst_plane(planes.least)
+            least, width = planes.least(plane, constant), planes.width(plane)
+            gained = least - before > AGAIN * -before
+            rows, plane, constant, least, width = (t[gained] for t in (rows, plane, constant, least, width))
+        return result
 
     def _settled(self, domains: Domains) -> Bounded:
         """What a float32 pass would settle but for rounding is redone in float64, at the parameters found: the final
@@ -186,7 +197,7 @@ class Bounder:
     def estimate(self, domains: Domains) -> Tensor:
         """Scores float64 [M] up to rounding, at least 0 for what seems refuted: to compare splits by."""
         final, packed, empty = self._final(domains, self.dtype)
-        lower = final.values(self.options.ascent, domains.warm)
+        lower = final.values(self.options.ascent)
         used = (packed.atoms >= 0).unflatten(1, (-1, packed.table.shape[2]))
         margin = torch.where(used, lower.unflatten(1, used.shape[1:]), -torch.inf).amax(2)
         margin = torch.where(used.any(2), margin, torch.inf).amin(1)
@@ -220,7 +231,7 @@ class Bounder:
         cuts = None if cuts is None else cuts.index(domains.case).to(dtype, self.device)
         count = packed.atoms.shape[1]
         deadline = self.options.deadline
-        final = FinalPass(graph, sets, self.target, rows, count, bounds, splits, cuts, deadline)
+        final = FinalPass(graph, sets, self.target, rows, count, bounds, splits, cuts, deadline, domains.warm)
         return final, packed, empty
 
     def _pass(self, domains: Domains, dtype: torch.dtype) -> tuple[Bounded, Tensor]:
@@ -228,7 +239,7 @@ class Bounder:
         if not self.options.linear:
             return self._from_intervals(domains, packed, final.bounds, empty)
         record = self.elementwise if self.options.gaps else []
-        found = self._improve(final, packed, domains.warm, record)
+        found = self._improve(final, packed, record)
         result, doubt = self._gather(domains, packed, found.plane, found.lower, final.bounds, empty)
         if record:
             batch = len(domains)
@@ -238,11 +249,11 @@ class Bounder:
             result = replace(result, gaps=gaps(self._graph(dtype), self.target, result))
         return result, doubt.masked_fill(empty, 0)
 
-    def _improve(self, final: FinalPass, packed: _Packed, warm: Leaves, record: list[int]) -> Ascent:
+    def _improve(self, final: FinalPass, packed: _Packed, record: list[int]) -> Ascent:
         """The plain bound; where it refutes too little, products are bounded together, and where that gains nothing and
         nothing was optimised before, it is the optimised one."""
-        if final.splits or warm:
-            return final.ascend(self.options.ascent, warm, record)
+        if final.splits or final.warm:
+            return final.ascend(self.options.ascent, record)
         if self.curved:
             plain = Ascent(*final.run({}, rounding=True), {})
             rows = _open_rows(packed, plain.lower)

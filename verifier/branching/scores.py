@@ -47,7 +47,7 @@ def gaps(graph: Graph, target: int, bounded: Bounded) -> dict[int, Tensor]:
 
 def _cost(op: Elementwise, arrived: Tensor, boxes: list[Interval], own: Mapping[str, Tensor]) -> Tensor:
     """|coefficient| times the widest gap between the function and the line that the coefficient takes."""
-    lines = relax_at(op, own, *boxes)
+    lines = relax_at(op, own, *boxes, sketch=True)  # nothing is claimed
     below = above = torch.zeros_like(arrived)
     points = [[b.lower for b in boxes], [b.upper for b in boxes]]
     points.append([op.branching_point(k, *boxes).clamp(b.lower, b.upper) for k, b in enumerate(boxes)])

@@ -292,6 +292,9 @@ class Elementwise(Op):
 
     relaxation_error: int = 8
 
+    stride: float = 1.0
+    """What part of a parameter's range the steps of an optimisation are measured by."""
+
     silent: int = 0
     """How many of the last arguments only say what is known of the value: all lines have slope 0 in them."""
 
