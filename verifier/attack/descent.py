@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from verifier.attack.surrogate import gradient_at
 from verifier.graph import Graph
 from verifier.sets import InputSet
 
@@ -39,9 +40,10 @@ def descend(
         last = k == options.steps  # its gradient would lead nowhere
         with torch.set_grad_enabled(not last):
             x = x.detach().requires_grad_(not last)
-            scores = graph.evaluate([x.flatten(0, 1)])[0].flatten(1).unflatten(0, x.shape[:2])
+            scores = graph.evaluate([x.flatten(0, 1)])[0].flatten(1).expand(x.shape[:2].numel(), -1)
+            scores = scores.unflatten(0, x.shape[:2])
             margin = torch.einsum("brk,bsk->bsr", rows.to(scores), scores).amin(2)
-            gradient = None if last else torch.autograd.grad(margin.sum(), x)[0]
+            gradient = None if last else gradient_at(margin.sum(), x)
         better = margin.detach() < least
         least = torch.where(better, margin.detach(), least)
         best = torch.where(better.view(*better.shape, *([1] * (x.dim() - 2))), x.detach(), best)

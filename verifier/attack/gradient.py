@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from verifier.attack.objective import Compiled, Loss, Objective
+from verifier.attack.surrogate import gradient_at
 from verifier.errors import OptionsError
 from verifier.progress import ProgressCallback
 from verifier.results import Progress
@@ -299,7 +300,7 @@ class Search:
             with torch.enable_grad():
                 margins = self.objective.margins(self._point(unit, cases))
                 total = (margins.nan_to_num(posinf=0.0, neginf=0.0) * weights).sum()
-            (gradient,) = torch.autograd.grad(total, unit)
+            gradient = gradient_at(total, unit)
             unit = (unit.detach() + 0.3 * gradient.sign()).clamp(0, 1)
         return unit
 
@@ -339,7 +340,7 @@ class Search:
             grace -= bool((best <= 0).any())
             if t == steps or grace <= 0 or self.late:
                 break
-            (gradient,) = torch.autograd.grad(value, unit)
+            gradient = gradient_at(value, unit)
             gradient = self._lively(gradient.nan_to_num(0.0, 0.0, 0.0))
             first = 0.8 * first + 0.2 * gradient
             second = 0.95 * second + 0.05 * gradient.square()

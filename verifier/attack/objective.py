@@ -89,7 +89,7 @@ class Objective:
 
     def margins(self, x: Tensor) -> Tensor:
         """[B, K] for points [B, n_in]; a NaN counts as far from unsafe, a strict tie as just unmet."""
-        margins = self.graph.evaluate([x])[0]
+        margins = self.graph.evaluate([x])[0].expand(len(x), -1)  # constant ones have a batch of 1
         margins = torch.where(margins.isnan(), torch.inf, margins)
         tiny = torch.finfo(margins.dtype).tiny
         return torch.where((margins == 0) & self.strict, tiny, margins)

@@ -96,3 +96,9 @@ def _is_flat(op: Op, shape: Shape, generator: torch.Generator, dtype: torch.dtyp
             return bool((y != y.flatten()[0]).any())
         (slope,) = torch.autograd.grad(y.sum(), x, allow_unused=True)
     return (slope is None or not bool(slope.any())) and bool((y != y.flatten()[0]).any())
+
+
+def gradient_at(value: Tensor, x: Tensor) -> Tensor:
+    """The derivative of a number in x; zero where it does not depend on x, or only through comparisons."""
+    found = torch.autograd.grad(value, x, allow_unused=True)[0] if value.requires_grad else None
+    return torch.zeros_like(x) if found is None else found

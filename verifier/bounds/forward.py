@@ -133,7 +133,7 @@ def forward_bounds(
             planes[i] = frame.input(node.shape, start)
             start += node.numel
         elif isinstance(node.op, Constant):
-            planes[i] = _constant(node.op.forward(), reach)
+            planes[i] = _constant(node.op.interval(), reach)
         elif isinstance(node.op, Affine):
             planes[i] = _affine(node.op, [planes[j] for j in node.inputs], reach)
         elif isinstance(node.op, Elementwise):
@@ -163,11 +163,11 @@ def _input(shape: Shape, start: int, reach: Tensor) -> Planes:
     return Planes(slopes, zero, slopes, zero, zero)
 
 
-def _constant(value: Tensor, reach: Tensor) -> Planes:
+def _constant(value: Interval, reach: Tensor) -> Planes:
     batch, total = reach.shape
-    slopes = reach.new_zeros(batch, total, *value.shape[1:])
-    value = value.to(reach).expand(batch, *value.shape[1:])
-    return Planes(slopes, value, slopes, value, torch.zeros_like(value))
+    low, high = (t.to(reach).expand(batch, *t.shape[1:]) for t in value)
+    slopes = reach.new_zeros(batch, total, *low.shape[1:])
+    return Planes(slopes, low, slopes, high, torch.zeros_like(low))
 
 
 def _affine(op: Affine, xs: Sequence[Planes], reach: Tensor) -> Planes:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from verifier.attack.surrogate import with_gradients
+from verifier.attack.surrogate import gradient_at, with_gradients
 from verifier.bounds.interval import interval_bounds
 from verifier.bounds.rows import refinable
 from verifier.branching.bounded import Bounded
@@ -137,8 +137,7 @@ def _ends(graph: Graph, box: Interval, one: _Driven) -> Tensor:
         with torch.enable_grad():
             (value,) = graph.evaluate([x], [one.node])
             total = (sign * value.flatten(1).gather(1, column.unsqueeze(1))[:, 0]).sum()
-        (gradient,) = torch.autograd.grad(total, x)
-        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        gradient = gradient_at(total, x).nan_to_num(0.0, 0.0, 0.0)
         x = torch.where(gradient > 0, box.upper, torch.where(gradient < 0, box.lower, x.detach()))
         found.append(x)
     return torch.cat(found) if found else box.lower[:0]

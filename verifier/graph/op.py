@@ -96,9 +96,11 @@ class Input(Op):
 
 @dataclass(frozen=True, eq=False)
 class Constant(Op):
-    """A fixed tensor, or a module's live parameter. `value` has the node's shape, without the batch dimension."""
+    """A fixed tensor, or a module's live parameter. `value` has the node's shape, without the batch dimension, and may
+    be off by `doubt` of that shape."""
 
     value: Tensor
+    doubt: Tensor | None = None
     no_derivative = "it is constant"
 
     def output_shape(self, *shapes: Shape) -> Shape:
@@ -109,7 +111,24 @@ class Constant(Op):
 
     def interval(self, *xs: Interval) -> Interval:
         value = self.value.unsqueeze(0)
-        return Interval(value, value)
+        return (
+            Interval(value, value)
+            if self.doubt is None
+            else Interval(value, value).widen(2 * self.doubt).sanitise()
+        )
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Constant:
+        """A cast that loses digits leaves a doubt."""
+        cast = super().to(dtype, device)
+        if not self.value.is_floating_point() or self.value.requires_grad:
+            return cast
+        lost = (cast.value.to(self.value) - self.value).abs().nan_to_num(nan=0.0)
+        if not bool(lost.any()):
+            return cast
+        info = torch.finfo(cast.value.dtype)
+        last = (info.eps * self.value.abs() + info.tiny) * (lost > 0)  # less than that would be rounded away
+        doubt = last if self.doubt is None else last + self.doubt
+        return dataclasses.replace(cast, doubt=doubt.to(cast.value))
 
 
 class Affine(Op):

@@ -163,7 +163,8 @@ class Patches(Coefficients):
             place = torch.div(reach, taps.step[d], rounding_mode="floor")
             corner.append(place)
             front.append(first + taps.before[d] - place * taps.step[d])
-            counts.append(int(front[d].amax() + self.kernel[d] - 1) // taps.step[d] + 1)
+            # At least one, also where all windows lie between the taps.
+            counts.append(max(int(front[d].amax() + self.kernel[d] - 1) // taps.step[d], 0) + 1)
         size = [(n - 1) * s + e for n, s, e in zip(counts, taps.step, taps.extent, strict=True)]
         values = _shifted(self.values, (front[0], front[1]), (size[0], size[1]))
         values = contract(values.flatten(0, 1)).unflatten(0, values.shape[:2])
@@ -243,7 +244,8 @@ def _shifted(values: Tensor, front: tuple[Tensor, Tensor], size: tuple[int, int]
     own = front[0].shape[0] > 1  # then rows of different instances differ
     batch = values.shape[0] if values.shape[0] > 1 else front[0].shape[0]
     flat = values.expand(batch, *values.shape[1:]).flatten(0, 1).unsqueeze(0) if own else values
-    pairs = torch.stack([f.flatten() for f in front], 1)
+    # What lies outside altogether has no numbers, however far outside.
+    pairs = torch.stack([f.flatten().clamp(-k, n) for f, k, n in zip(front, kernel, size, strict=True)], 1)
     kinds, which = torch.unique(pairs, dim=0, return_inverse=True)
     parts, order = [], []
     for k, (down, across) in enumerate(kinds.tolist()):
