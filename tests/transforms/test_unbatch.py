@@ -33,8 +33,9 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-def recurrence(keys: Callable[[Builder, Value], Value], whole: bool = False) -> Graph:
-    """s_t = sigmoid(A x)_t s_(t-1) + keys(x)_t with keys [STEPS, WIDTH], and a form of the last state, or of all."""
+def recurrence(keys: Callable[[Builder, Value], Value], whole: bool = False, together: int = 0) -> Graph:
+    """s_t = sigmoid(A x)_t s_(t-1) + keys(x)_t with keys [STEPS, WIDTH], and a form of the last state, or of all;
+    times a form of the last inputs `together`."""
     builder = Builder()
     x = builder.input("x", (STEPS, WIDTH))
     k = keys(builder, x)
@@ -46,7 +47,11 @@ def recurrence(keys: Callable[[Builder, Value], Value], whole: bool = False) -> 
     every = builder.add(Concat(0), *[reshape(builder, s, (1, WIDTH)) for s in states])
     every = multiply(builder, every, k)
     head = builder.add(Linear(randn(2, WIDTH)), every)
-    return builder.graph(head if whole else take(builder, head, lambda t: t[-1]))
+    head = head if whole else take(builder, head, lambda t: t[-1])
+    if together:
+        last = reshape(builder, take(builder, x, lambda t: t[-together:]), (together * WIDTH,))
+        head = multiply(builder, head, builder.add(Linear(randn(2, together * WIDTH)), last))
+    return builder.graph(head)
 
 
 def plain(builder: Builder, x: Value) -> Value:
@@ -89,7 +94,7 @@ KEYS = [plain, convolved, shifted, normalised, summed_first, joined]
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("keys", KEYS)
 def test_the_network_stays_the_same(keys, whole: bool) -> None:
-    graph = recurrence(keys, whole)
+    graph = recurrence(keys, whole, together=0 if whole else 2)
     apart = unbatch(graph)
     x = randn(7, STEPS, WIDTH, seed=3)
     torch.testing.assert_close(apart.evaluate([x]), graph.evaluate([x]), rtol=1e-12, atol=1e-12)
@@ -98,9 +103,10 @@ def test_the_network_stays_the_same(keys, whole: bool) -> None:
     assert [n.shape for n in apart.nodes if n.name == "x"] == [(STEPS, WIDTH)]
 
 
+@pytest.mark.parametrize("together", [0, 4])
 @pytest.mark.parametrize("keys", [plain, convolved])
-def test_bounds_hold_and_parts_of_a_box_lose_nothing(keys) -> None:
-    graph, effort = unbatch(recurrence(keys)), Effort(depth=3)
+def test_bounds_hold_and_parts_of_a_box_lose_nothing(keys, together: int) -> None:
+    graph, effort = unbatch(recurrence(keys, together=together)), Effort(depth=3)
     box = Box.around(randn(2, STEPS, WIDTH, seed=3), 0.05)
     found = inner_bounds(graph, [box], graph.outputs, effort=effort)
     part = torch.rand(100, *box.lower.shape, dtype=torch.float64)

@@ -82,6 +82,8 @@ def _partition(graph: Graph) -> list[Parts | None]:
         if not wanted:
             continue
         found[i] = []
+        if isinstance(node.op, Input) and len(wanted) > MANY:
+            found[i] = [(index, _own(index)) for index in wanted]
         if isinstance(node.op, Input | Constant):
             continue
         if len(wanted) <= MANY and (i in graph.outputs or sum(len(w) for w in wanted) == node.numel):
@@ -119,20 +121,25 @@ class _Assembly:
         node, builder = self._graph.nodes[i], self._builder.at(self._graph.nodes[i].source)
         if isinstance(node.op, Input):
             self._whole[i] = builder.input(node.name, node.shape)
+            if parts:
+                self._keep(i, [part.make(builder, [self._whole[i]]) for _, part in parts], parts)
         elif isinstance(node.op, Constant):
             self._whole[i] = builder.constant(node.op.value, node.name)
         elif not parts:
             inputs = [self._in_one(j) for j in node.inputs]
             self._whole[i] = builder.add(node.op, *inputs, name=node.name)
         else:
-            owner = torch.full((node.numel,), -1)
-            values, places = [], []
-            for k, (index, part) in enumerate(parts):
+            values = []
+            for _, part in parts:
                 read = [self._piece(node.inputs[j], at) for j, at in part.reads.items()]
                 values.append(builder.rename(part.make(builder, read), f"{node.name}_part"))
-                places.append(index)
-                owner[index] = k
-            self._parts[i] = (values, places, owner)
+            self._keep(i, values, parts)
+
+    def _keep(self, i: int, values: list[Value], parts: Parts) -> None:
+        owner = torch.full((self._graph.nodes[i].numel,), -1)
+        for k, (index, _) in enumerate(parts):
+            owner[index] = k
+        self._parts[i] = (values, [index for index, _ in parts], owner)
 
     def _in_one(self, i: int) -> Value:
         """A node's whole value."""
@@ -149,7 +156,7 @@ class _Assembly:
         return self._pieces[key]
 
     def _assembled(self, i: int, index: Tensor) -> Value:
-        if i in self._whole:
+        if i not in self._parts:
             return _taken(self._builder, self._whole[i], index)
         values, places, owner = self._parts[i]
         which = owner[index].unique().tolist()
@@ -188,6 +195,12 @@ def _split(graph: Graph, node: Node, wanted: Sequence[Tensor]) -> list[Part] | N
         return None
     made = [part for part in parts if part is not None]
     return made if len(made) == len(wanted) else None
+
+
+def _own(index: Tensor) -> Part:
+    """Of an input. What reads several of its parts at once then reads those that others read one by one, and passes can
+    end there (`Graph.pieces`)."""
+    return Part({0: index}, lambda builder, xs: _taken(builder, xs[0], index))
 
 
 def _alike(op: Op, index: Tensor, shape: Shape, arguments: int) -> Part | None:
