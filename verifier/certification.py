@@ -21,6 +21,7 @@ from verifier.attack.replay import run_network
 from verifier.bounds.alpha import AlphaOptions, optimise
 from verifier.bounds.cases import decision_cases
 from verifier.bounds.crown import inner_bounds, specification_bound
+from verifier.bounds.defined import has_values
 from verifier.bounds.hope import Hope
 from verifier.bounds.interval import interval_bounds
 from verifier.bounds.rows import margin_rows
@@ -365,6 +366,8 @@ class _Judge:
                 near = self.question.around(x[chosen]).to(torch.float32, self.device)
                 options = replace(ALPHA, stop=Hope(ALPHA.iterations))
                 lower = lower_bounds(graph, near, rows[chosen].to(self.device), method, options).amin(1)
+                # Of what has no value (NaN) somewhere nothing is known; `verify` asks more closely.
+                lower = lower.cpu().masked_fill(~has_values(self.network.graph, near.box()), math.nan)
                 for i, bound in zip(chosen, lower.tolist(), strict=True):
                     samples[i] = _bounded(samples[i], bound, method)
 

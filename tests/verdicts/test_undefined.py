@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import verifier
 from verifier import Box, Options, Property, Reason, Result, Status, Y
 from verifier.bounds.defined import conditions
+from verifier.certification import Verdict
 from verifier.graph import Interval
 
 
@@ -99,3 +100,20 @@ def test_where_there_are_no_conditions_there_are_values(seed: int) -> None:
 def test_the_edge_of_a_domain_is_no_disagreement() -> None:
     """The check after tracing moves points by a last digit, here to where there is no value."""
     verifier.trace(Hidden(torch.log), torch.zeros(1, 2))
+
+
+def test_what_has_no_value_is_not_certified() -> None:
+    network = verifier.trace(Pair(), torch.full((1, 2), 0.5))
+    data = [(torch.tensor([[0.5, 0.5], [5.0, 5.0]]), torch.tensor([0, 0]))]
+    near, far = verifier.certify(network, data, 1.0, options=Options(timeout=5)).samples
+    assert near.verdict is Verdict.OPEN and far.verdict is Verdict.CERTIFIED
+
+
+class Pair(Hidden):
+    """Two scores, the first of which is the larger one wherever there are any."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.sqrt)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.function(self.first(x))) * 0.1 + torch.tensor([1.0, 0.0])

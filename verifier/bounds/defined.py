@@ -22,7 +22,7 @@ def conditions(graph: Graph, box: Interval) -> Graph | None:
     """A graph of the same input whose output [K] is nowhere negative where all functions in `graph`, in which nothing
     has been fused, have values; None where intervals over the box [1, n] show that they do."""
     graph = write_out(graph)
-    limited = [i for i in sorted(graph.ancestors(graph.outputs[0])) if _limited(graph, i)]
+    limited = _limited(graph)
     if not limited:
         return None
     graph = graph.to(torch.float64, "cpu")
@@ -31,16 +31,10 @@ def conditions(graph: Graph, box: Interval) -> Graph | None:
     values = {i: builder.input(graph.nodes[i].name, graph.nodes[i].shape) for i in graph.inputs}
     values = builder.embed(graph, values)
     found: list[Value] = []
-    for i in limited:
-        op, j = graph.nodes[i].op, graph.nodes[i].inputs[0]
-        assert isinstance(op, Elementwise)
+    for op, j, source in limited:
+        builder.at(source)
         low, high = op.valued
-        builder.at(graph.nodes[i].source)
-        # Not NaN, either: what is not known is open.
-        for shown, scale, shift in (
-            (bounds[j].lower >= low - NOTHING, 1.0, -low),
-            (bounds[j].upper <= high, -1.0, high),
-        ):
+        for shown, scale, shift in zip(_shown(op, bounds[j]), (1.0, -1.0), (-low, high), strict=True):
             index = (~shown).expand(1, *graph.nodes[j].shape).flatten().nonzero()[:, 0]
             if len(index):
                 part = builder.add(Take(index, (len(index),)), values[j])
@@ -48,10 +42,33 @@ def conditions(graph: Graph, box: Interval) -> Graph | None:
     return builder.graph(concat(builder, found, 0)) if found else None
 
 
-def _limited(graph: Graph, i: int) -> bool:
-    """Whether a node computes a function that has no value for some numbers."""
-    op = graph.nodes[i].op
-    return isinstance(op, Elementwise) and op.valued != (-math.inf, math.inf) and graph.variable[i]
+def has_values(graph: Graph, boxes: Interval) -> Tensor:
+    """Bool [B]: over which boxes [B, *shape of the one input] intervals show that all functions have values."""
+    found = torch.ones(len(boxes.lower), dtype=torch.bool)
+    graph = write_out(graph)
+    limited = _limited(graph)
+    if limited:
+        bounds = interval_bounds(graph.to(torch.float64, "cpu"), [boxes.to("cpu", torch.float64)])
+        for op, j, _ in limited:
+            for shown in _shown(op, bounds[j]):
+                found = found & shown.flatten(1).all(1)
+    return found
+
+
+def _shown(op: Elementwise, x: Interval) -> tuple[Tensor, Tensor]:
+    """Where x is known not to be below and not above what the function needs; NaN is not known."""
+    low, high = op.valued
+    return x.lower >= low - NOTHING, x.upper <= high
+
+
+def _limited(graph: Graph) -> list[tuple[Elementwise, int, str]]:
+    """The nodes that the output depends on whose functions have no value for some numbers: the function, the argument
+    and where it is from."""
+    return [
+        (node.op, node.inputs[0], node.source)
+        for i, node in ((i, graph.nodes[i]) for i in sorted(graph.ancestors(graph.outputs[0])))
+        if isinstance(node.op, Elementwise) and node.op.valued != (-math.inf, math.inf) and graph.variable[i]
+    ]
 
 
 def somewhere_negative(graph: Graph, lower: Tensor, upper: Tensor, samples: int = 64) -> bool:
