@@ -9,6 +9,14 @@ fi
 onnx=$3 query=$4 result=$5 limit=$6
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${VERIFIER_PYTHON:-$root/.venv/bin/python}
+for name in onnx query; do
+    if [[ ${!name} == -* ]]; then printf -v "$name" './%s' "${!name}"; fi  # a file, not an option
+done
+if [ -d "$result" ]; then
+    echo "the result file $result is a folder" >&2
+    exit 1
+fi
+mkdir -p -- "$(dirname -- "$result")"
 part=$result.part.$$
 rm -f -- "$result"
 
@@ -21,11 +29,12 @@ margin() {
 }
 
 words=()
-if [[ $onnx == \[* ]]; then
-    pair="^[^'\"]*['\"]([^'\"]*)['\"][[:space:]]*,[[:space:]]*['\"]([^'\"]*)['\"](.*)$"
+if [[ $onnx == \[* && ! -e $onnx && ! -e $onnx.gz ]]; then
+    text="('([^']*)'|\"([^\"]*)\")"
+    pair="^[^'\"]*$text[[:space:]]*,[[:space:]]*$text(.*)$"
     while [[ $onnx =~ $pair ]]; do
-        words+=("--network=${BASH_REMATCH[1]}=${BASH_REMATCH[2]}")
-        onnx=${BASH_REMATCH[3]}
+        words+=("--network=${BASH_REMATCH[2]}${BASH_REMATCH[3]}=${BASH_REMATCH[5]}${BASH_REMATCH[6]}")
+        onnx=${BASH_REMATCH[7]}
     done
     words=("$query" "${words[@]}")
 else
@@ -33,15 +42,14 @@ else
 fi
 
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+trap 'kill -KILL $! 2>/dev/null; rm -f -- "$part"; exit 143' TERM INT HUP  # the worker leaves with it
 "$python" -m verifier verify "${words[@]}" "--timeout=$(margin)" --no-progress >"$part" </dev/null &
-child=$!
-trap 'kill -KILL $child 2>/dev/null; rm -f -- "$part"; exit 143' TERM INT HUP  # the worker leaves with it
-wait $child
+wait $!
 code=$?
 trap - TERM INT HUP
 IFS= read -r verdict <"$part"
 case $code:$verdict in
     0:sat | 0:unsat | 0:unknown | 0:timeout | 0:timed-out) ;;
-    *) echo error >"$part" ;;
+    *) echo error >"$part" || { rm -f -- "$part"; exit 1; } ;;  # no room for it: absent, not empty
 esac
 mv -f -- "$part" "$result"

@@ -66,6 +66,41 @@ def test_two_networks_become_flags(call, tmp_path):
     assert (tmp_path / "out").read_text() == "timed-out\n"
 
 
+def test_a_quote_in_the_name_of_a_network_is_part_of_it(call, tmp_path):
+    pairs = '[(\'f\', "the pilot\'s/a.onnx"), ("g", \'"b".onnx\')]'
+    name = query(tmp_path, "echo unsat")
+    assert call("run_instance.sh", "v1", "c", pairs, name, "out", "1").wait(20) == 0
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[:3] == ["q.vnnlib", "--network=f=the pilot's/a.onnx", '--network=g="b".onnx']
+
+
+@pytest.mark.parametrize(("model", "word"), [("-net.onnx", "./-net.onnx"), ("[a].onnx", "[a].onnx")])
+def test_a_name_like_an_option_or_a_list_is_a_file(call, tmp_path, model, word):
+    (tmp_path / model).touch()
+    name = query(tmp_path, "echo unsat")
+    assert call("run_instance.sh", "v1", "c", model, name, "-out", "1").wait(20) == 0
+    assert (tmp_path / "words").read_text().splitlines()[:2] == [word, "q.vnnlib"]
+    assert (tmp_path / "-out").read_text() == "unsat\n"
+
+
+def test_the_folder_of_the_result_is_made_and_never_taken_for_it(call, tmp_path):
+    name = query(tmp_path, "echo unsat")
+    assert call("run_instance.sh", "v1", "c", "net.onnx", name, "new dir/out", "1").wait(20) == 0
+    assert (tmp_path / "new dir" / "out").read_text() == "unsat\n"
+    assert call("run_instance.sh", "v1", "c", "net.onnx", name, "new dir", "1").wait(20) == 1
+    assert [path.name for path in (tmp_path / "new dir").iterdir()] == ["out"]
+
+
+def test_no_room_for_the_result_leaves_none(root, call, tmp_path):
+    """With files of at most no bytes: the old result is gone, and no empty one stands for it."""
+    (tmp_path / "out").write_text("unsat\n")
+    words = (root / "vnncomp/run_instance.sh", "v1", "c", "net.onnx", query(tmp_path, "echo sat"), "out", "1")
+    fake = {**os.environ, "VERIFIER_PYTHON": str(tmp_path / "python")}
+    limited = ["bash", "-c", 'trap "" XFSZ; ulimit -f 0; exec "$@"', "bash", *map(str, words)]
+    assert subprocess.run(limited, env=fake, cwd=tmp_path, capture_output=True, timeout=20).returncode != 0
+    assert not list(tmp_path.glob("out*"))
+
+
 @pytest.mark.parametrize(
     "behaviour", ["echo unsat; exit 1", "echo nonsense", "exit 2", "echo unsat; kill -9 $$"]
 )
