@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from verifier.bounds.alpha import AlphaOptions
 from verifier.bounds.crown import inner_bounds
 from verifier.bounds.final import HIGH, LOW, AscentOptions, FinalPass
 from verifier.branching.activation_split import HEURISTICS, ActivationBrancher, Heuristic
@@ -18,7 +19,7 @@ from verifier.branching.clip import clip
 from verifier.branching.domains import Domains, Store
 from verifier.branching.input_split import InputBrancher, sensitivities
 from verifier.branching.parts import Side, cuts_at, one_part, points_at
-from verifier.branching.root import by_disjunct, root_cuts, root_planes
+from verifier.branching.root import by_disjunct, first_bounds, root_cuts, root_planes
 from verifier.branching.search import Search, SearchOptions
 from verifier.graph import Builder, Graph, Interval
 from verifier.graph.coefficients import Rows
@@ -504,3 +505,25 @@ def test_halves_of_smooth_operators_start_anew() -> None:
         warm = halves.warm[bounder.target, operator]
         assert all(int(t.isnan().any(2).sum()) == len(halves) for n, t in warm.items() if "slope" in n)
         assert bool(bounder.bound(halves).score.isfinite().all())
+
+
+def test_what_optimised_first_bounds_refute_is_closed() -> None:
+    """Half way between plain CROWN's bound and alpha-CROWN's the one leaves open what the other refutes."""
+    graph = network(2)
+    steps = BoundOptions(ascent=AscentOptions(0))
+
+    def found(shift: float, iterations: int, clauses: list[list[list[int]]]) -> tuple[Domains, float]:
+        problem = compiled(lifted(graph, shift), clauses)
+        bounder = Bounder(problem, torch.device("cpu"), torch.float64, steps)
+        first = first_bounds(bounder, start(problem), AlphaOptions(iterations, memory=1 << 28), batch=8)
+        return first.left, first.closed
+
+    with torch.no_grad():
+        low = [float(found(-100.0, n, [[[0, -1]]])[0].bound) + 100 for n in (0, 20)]
+        assert low[0] < low[1] - 1e-3
+        shift = -(low[0] + low[1]) / 2
+        left, closed = found(shift, 0, [[[0, -1]]])
+        assert len(left) == 1 and closed == math.inf
+        left, closed = found(shift, 20, [[[0, -1]]])
+    assert len(left) == 0
+    assert closed == pytest.approx((low[1] - low[0]) / 2, rel=0.2)

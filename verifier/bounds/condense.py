@@ -49,15 +49,18 @@ def multiplications(graph: Graph, target: int) -> int:
 
 
 def condense(
-    graph: Graph, target: int, bounds: Bounds, limit: int, deadline: float = math.inf
+    graph: Graph, target: int, bounds: Bounds, limit: int, deadline: float = math.inf, decided: float = 0.0
 ) -> Condensed | None:
     """The network in float64 between its undecided elements, for one set enclosed by `bounds` (leading dimension 1,
-    float64, every ancestor of `target`). None where inputs or target are no vectors, the matrices would have more than
-    `limit` entries, or an operator cannot be restricted to some of its elements. Raises OutOfTime after `deadline` (of
-    `time.monotonic`)."""
+    float64, every ancestor of `target`). None where inputs or target are no vectors, less than the part `decided` of
+    all operators' elements is decided, the matrices would have more than `limit` entries, or an operator cannot be
+    restricted to some of its elements. Raises OutOfTime after `deadline` (of `time.monotonic`)."""
     if any(len(graph.nodes[i].shape) != 1 for i in (*graph.inputs, target)):
         return None
     lines, loose = _decided(graph, target, bounds)
+    numbers = sum(graph.nodes[e].numel for e in loose)
+    if sum(map(len, loose.values())) > (1 - decided) * numbers:
+        return None
     inputs = sum(graph.nodes[i].numel for i in graph.inputs)
     sizes = [len(loose[e]) * len(graph.nodes[e].inputs) for e in sorted(loose)]
     before = [sum(len(loose[e]) for e in sorted(loose)[:k]) for k in range(len(sizes))]

@@ -35,6 +35,8 @@ DECIDED = 64
 WORTH = 32
 """Products of one dense matrix cost as much as one of a pass through convolutions and their neurons: a network is
 condensed when it then has at most so many times more of them."""
+WORTH_DECIDED = 0.1
+"""Where less than this part of the neurons is decided, dense matrices between them are no less work."""
 CONDENSE_SHARE = 0.2
 """Part of the time left that condensing may take; a network that takes longer stays as it is."""
 
@@ -77,6 +79,8 @@ def first_bounds(bounder: Bounder, start: Domains, options: AlphaOptions, batch:
             best = _optimised(bounder, part, bounds, options)
             known = {i: _put(b, left, best.bounds[i].expand(len(left))) for i, b in known.items()}
             part = replace(part, warm={k: dict(o) for k, o in best.slopes.items() if k[0] == bounder.target})
+            part, least = _refuted(bounder, part, best.lower)
+            closed = min(closed, least)
         parts.append(part)
         enclosures.append(known)
     joined = {i: Interval.cat([known[i] for known in enclosures]) for i in enclosures[0]}
@@ -104,7 +108,7 @@ def condensed(bounder: Bounder, found: Root, limit: int) -> Root:
     now = time.monotonic()
     until = now + CONDENSE_SHARE * (bounder.options.deadline - now)
     try:
-        small = condense(graph, bounder.target, bounds, most, until)
+        small = condense(graph, bounder.target, bounds, most, until, WORTH_DECIDED)
     except OutOfTime:
         small = None
     if small is None:
@@ -231,6 +235,17 @@ def _optimised(bounder: Bounder, part: Domains, bounds: Bounds, options: AlphaOp
     rows = Rows(table, scale, bounder.graph.nodes[bounder.target].shape)
     sets = [Box(box.lower, box.upper)]
     return optimise(bounder.graph, sets, bounder.target, rows, bounds, None, options)
+
+
+def _refuted(bounder: Bounder, part: Domains, lower: Tensor) -> tuple[Domains, float]:
+    """What is left of the cases by bounds [N, D * C] of their atoms, and the least score proved of what is not."""
+    table = bounder.clauses[part.case]
+    disjunct = torch.where(table >= 0, lower.double().view(table.shape), -torch.inf).amax(2)
+    fresh = part.open & (disjunct > 0)
+    open_ = part.open & ~fresh
+    score = torch.where(open_, disjunct, torch.inf).amin(1)
+    part = replace(part, open=open_, bound=torch.maximum(part.bound, score)).index(open_.any(1))
+    return part, min([torch.inf, *disjunct[fresh].tolist()])
 
 
 def by_disjunct(compiled: Compiled, domains: Domains) -> tuple[Compiled, Domains, Tensor]:
