@@ -16,6 +16,7 @@ import pytest
 
 from verifier.bench.record import Environment, Record, append
 from verifier.errors import VerifierError
+from verifier.report.figures import cactus
 from verifier.report.page import markdown_summary, page, read_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -128,7 +129,8 @@ SEEN = """
 const at = (e) => e.getBoundingClientRect();
 const seen = JSON.stringify({
   rows: rows.filter(r => at(r).height > 0).map(r => r.cells[1].innerText),
-  count: document.getElementById("shown").innerText, wide: document.documentElement.scrollWidth, window: innerWidth,
+  count: document.getElementById("shown").innerText, wide: document.documentElement.scrollWidth,
+  bars: [...document.querySelectorAll(".track")].map(t => at(t).width), window: innerWidth,
   sorted: [...document.querySelectorAll("th[aria-sort=ascending], th[aria-sort=descending]")].map(h => h.innerText),
   background: getComputedStyle(document.body).backgroundColor });
 document.body.innerHTML = "<pre id=seen></pre>"; document.getElementById("seen").textContent = seen; });</script>"""
@@ -151,6 +153,13 @@ def see(run: Path, other: Path, tmp_path: Path) -> Callable[..., dict]:
     return call
 
 
+def test_one_solved_instance_is_a_line_and_the_axis_ends_with_a_number() -> None:
+    drawn = cactus({"ours": [3.0], "none": []})
+    ours, none = re.findall(r'<polyline[^>]* points="([^"]*)"', drawn)
+    assert len({point.split(",")[0] for point in ours.split()}) == 2 and none == ""
+    assert ">10</text>" in drawn
+
+
 @pytest.mark.full
 def test_filters_and_orders_in_a_browser(see: Callable[..., dict]) -> None:
     every = see()
@@ -167,6 +176,7 @@ def test_filters_and_orders_in_a_browser(see: Callable[..., dict]) -> None:
 def test_a_phone_and_the_dark(see: Callable[..., dict]) -> None:
     phone = see("", "--window-size=500,900")
     assert phone["wide"] <= phone["window"] and len(phone["rows"]) == 5
+    assert phone["bars"] and min(phone["bars"]) > 0.8 * phone["window"]
     dark = see("", "--blink-settings=preferredColorScheme=0")
     assert dark["background"] != phone["background"]
 

@@ -18,13 +18,15 @@ def cactus(solved: Series) -> str:
     """How many instances (across) every tool solves with at most so many seconds for each (up, logarithmic)."""
     most = max((len(times) for times in solved.values()), default=0)
     longest = max((max(times, default=FLOOR) for times in solved.values()), default=FLOOR)
+    longest = 10.0 ** math.ceil(math.log10(max(longest, 10 * FLOOR)))  # the axis ends with a number
     across, up = _linear(max(most, 1)), _logarithmic(longest, HEIGHT - BOTTOM, TOP)
     parts = [_axes("instances solved", "seconds"), _ticks(_whole(most), across, down=True)]
     parts.append(_ticks(_decades(longest), up, down=False))
     keys = []
     for k, (tool, times) in enumerate(solved.items()):
         heights = sorted(max(t, FLOOR) for t in times)
-        points = " ".join(f"{across(n):.1f},{up(t):.1f}" for n, t in enumerate(heights, start=1))
+        drawn = [*heights[:1], *heights]  # from the axis on: one instance is a line, too
+        points = " ".join(f"{across(n):.1f},{up(t):.1f}" for n, t in enumerate(drawn))
         parts.append(f'<polyline class="line c{k % 6}" points="{points}"/>')
         keys.append(f'<span class="key c{k % 6}">{escape(tool)} ({len(times)})</span>')
     return _figure("cactus", "Instances solved within a time each", parts, "".join(keys))

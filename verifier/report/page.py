@@ -225,7 +225,7 @@ def _row(record: Record, folder: Path) -> str:
     name = record.name.removeprefix(f"{record.benchmark}/")
     cells = [
         f"<td>{escape(record.benchmark)}</td>",
-        f'<td class="name">{escape(name)}</td>',
+        f'<td class="name">{escape(name).replace("/", "/<wbr>")}</td>',
         f'<td class="{record.verdict}">{record.verdict}{late}{wrong}</td>',
         _number("seconds", f"{record.seconds:.2f}"),
         _number("limit", f"{record.timeout:g}"),
