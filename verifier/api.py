@@ -18,7 +18,7 @@ from verifier.environment import peak_memory_mb, versions
 from verifier.errors import ModelError, OptionsError, UnsupportedError, VerifierError
 from verifier.frontends import onnx as onnx_frontend
 from verifier.frontends.onnx import OnnxModel
-from verifier.graph import Elementwise, Graph
+from verifier.graph import Elementwise, Graph, Interval
 from verifier.graph.precision import full_precision
 from verifier.options import BoundMethod, Options
 from verifier.progress import ProgressCallback, display
@@ -247,7 +247,17 @@ def sets_of(inputs: InputSet | Sequence[InputSet] | str | Path, graph: Graph) ->
     sets = [inputs] if isinstance(inputs, InputSet) else list(inputs)
     if len(sets) != len(shapes):
         raise VerifierError(f"the network has {len(shapes)} inputs, but {len(sets)} input sets were given.")
+    for s in sets:
+        _check_ends(s.box())
     return [_fitted(s, shape) for s, shape in zip(sets, shapes, strict=True)]
+
+
+def _check_ends(box: Interval) -> None:
+    lower, upper = box
+    if not (lower.is_floating_point() and upper.is_floating_point()):
+        raise VerifierError(f"the ends of an input set are {lower.dtype} numbers: convert them to floats.")
+    if not bool((lower.isfinite() & upper.isfinite() & (lower <= upper)).all()):
+        raise VerifierError("an input set needs finite ends, the lower ones not above the upper ones.")
 
 
 def _fitted(inputs: InputSet, shape: tuple[int, ...]) -> InputSet:

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import verifier
 from verifier import Box, Options, Property, Status, Y
+from verifier.errors import VerifierError
 from verifier.graph import Builder
 from verifier.graph.op import Constant
 
@@ -99,3 +100,17 @@ def test_a_doubt_survives_in_graphs() -> None:
     op = graph.to(torch.float32).to(torch.float64).nodes[graph.outputs[0]].op
     low, high = op.interval()
     assert float(low) < 0.1 < float(high)
+
+
+@pytest.mark.parametrize("ends", [("nan", 1.0), (1.0, 0.0), ("-inf", 1.0), (0.0, "inf")])
+def test_boxes_that_are_none_are_errors(ends) -> None:
+    data = model([N("Relu", ["x"], ["y"])], [1, 2], [1, 2])
+    box = Box(*[torch.full((1, 2), float(end)) for end in ends])
+    with pytest.raises(VerifierError, match="finite ends"):
+        verifier.compute_bounds(data, box)
+
+
+def test_integer_boxes_are_errors() -> None:
+    data = model([N("Relu", ["x"], ["y"])], [1, 2], [1, 2])
+    with pytest.raises(VerifierError, match="convert them to floats"):
+        verifier.compute_bounds(data, Box(torch.zeros(1, 2).int(), torch.ones(1, 2).int()))
