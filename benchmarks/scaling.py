@@ -1,12 +1,13 @@
 """What certifying a gated layer costs as sequences get longer.
 
     python -m benchmarks.scaling [--families gla delta] [--steps T ...] [--form recurrent|parallel] [--radius R]
-                                 [--depth N] [--device cpu|cuda] [--full]
+                                 [--depth N] [--device cpu|cuda] [--double] [--of N] [--full]
 
 A layer of width 64 with 4 heads and random weights (seed 0), a linear head on its last token, and a random sequence
-with noise of radius R in every entry: seconds of CROWN for all margins of the predicted class (the import apart), peak
-memory, the least margin, and the margins' mean width; `--full` adds the same without ending passes early. At the end
-the slope of log time in log T.
+with noise of radius R in every entry, of N sequences the one with the largest margin; in float32, or in float64 with
+`--double`: seconds of CROWN for all margins of the predicted class (the import apart), peak memory, the least margin,
+and the margins' mean width; `--full` adds the same without ending passes early. At the end the slope of log time in
+log T.
 """
 
 from __future__ import annotations
@@ -49,11 +50,13 @@ class Classifier(nn.Module):
         return self.head(self.layer(x)[:, -1])
 
 
-def network(family: str, form: str, steps: int) -> tuple[Graph, Tensor]:
+def network(family: str, form: str, steps: int, of: int, dtype: torch.dtype) -> tuple[Graph, Tensor]:
     torch.manual_seed(0)
-    module, x = Classifier(family, form).eval().requires_grad_(False), torch.randn(1, steps, WIDTH)
+    module, drawn = Classifier(family, form).eval().requires_grad_(False), torch.randn(of, steps, WIDTH)
+    first, second = module(drawn).topk(2, 1).values.unbind(1)
+    x = drawn[[int((first - second).argmax())]]
     graph = trace(module, x).graph()
-    return fold(prepare(graph, [x.double().unsqueeze(0)])).to(torch.float32), x
+    return fold(prepare(graph, [x.double().unsqueeze(0)])).to(dtype), x.to(dtype)
 
 
 def certified(graph: Graph, x: Tensor, radius: float, effort: Effort) -> tuple[float, float]:
@@ -86,17 +89,25 @@ def main() -> None:
     parser.add_argument("--radius", type=float, default=1e-3)
     parser.add_argument("--depth", type=int, help="how far passes for states go back")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--double", action="store_true", help="float64")
+    parser.add_argument(
+        "--of", type=int, default=1, help="sequences to draw the one of the largest margin from"
+    )
     parser.add_argument("--full", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{machine()}; {given.device}, {given.form} form, radius {given.radius:g}, depth {given.depth}\n")
+    kind = f"{given.form} form, {'float64' if given.double else 'float32'}"
+    print(
+        f"{machine()}; {given.device}, {kind}, radius {given.radius:g}, depth {given.depth}, 1 of {given.of}\n"
+    )
     print("| family | T | nodes | import s | CROWN s | MiB | margin | width | width, whole passes | s |")
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
     for family in given.families:
         taken = []
         for steps in given.steps:
             began = time.perf_counter()
-            graph, x = network(family, given.form, steps)
+            dtype = torch.float64 if given.double else torch.float32
+            graph, x = network(family, given.form, steps, given.of, dtype)
             graph, x = graph.to(device=given.device), x.to(given.device)
             imported = time.perf_counter() - began
             cells = []

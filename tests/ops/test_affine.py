@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +64,8 @@ CASES = [
     (Conv(randn(4, 2, 2, 3), randn(4), Window((2, 3), (2, 3), (1, 1), (0, 0), (0, 0))), [(1, 2, 4, 6)]),
     (Conv(randn(4, 2, 3), None, Window((3,), (3,), (1,), (0,), (0,))), [(1, 2, 9)]),
     (Conv(randn(4, 1, 2), None, Window((2,), (2,), (2,), (0,), (1,)), groups=2), [(1, 2, 7)]),
+    (Conv(randn(3, 1, 3), randn(3), Window((3,), (1,), (1,), (2,), (0,)), groups=3), [(1, 3, 5)]),
+    (Conv(randn(3, 1, 2), None, Window((2,), (1,), (3,), (1,), (4,)), groups=3), [(2, 3, 4)]),
     (
         ConvTranspose(randn(2, 3, 2, 2), randn(3), Window((2, 2), (2, 2), (1, 1), (0, 1), (1, 0)), (0, 0)),
         [(1, 2, 3, 2)],
@@ -77,6 +80,22 @@ def test_against_the_dense_matrix(
     harness: SimpleNamespace, op: Affine, shapes: list[tuple[int, ...]]
 ) -> None:
     harness.check_affine(op, *shapes)
+
+
+@pytest.mark.parametrize(
+    ("length", "before", "after", "dilation"), [(5, 3, 0, 1), (7, 1, 2, 3), (4, 9, 4, 2)]
+)
+def test_kernels_of_single_channels(length: int, before: int, after: int, dilation: int) -> None:
+    """In float64 they are applied tap by tap, in float32 by torch's own convolution."""
+    window = Window((4,), (1,), (dilation,), (before,), (after,))
+    conv, x = Conv(randn(3, 1, 4), randn(3), window, groups=3), randn(6, 2, 3, length)
+    padded = torch.nn.functional.pad(x.flatten(0, 1), (before, after))
+    expected = torch.nn.functional.conv1d(padded, conv.weight, conv.bias, dilation=dilation, groups=3)
+    torch.testing.assert_close(conv.forward(x).flatten(0, 1), expected)
+    single = replace(conv, weight=conv.weight.float(), bias=conv.bias.float())
+    rows = randn(2, 5, *conv.output_shape((2, 3, length)))
+    plain = single.transpose(rows.float(), 0, (2, 3, length)).double()
+    torch.testing.assert_close(conv.transpose(rows, 0, (2, 3, length)), plain, rtol=1e-4, atol=1e-4)
 
 
 def _subclasses(kind: type) -> Iterator[type]:
