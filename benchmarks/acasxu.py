@@ -1,6 +1,6 @@
 """ACAS Xu, whole processes: net 1_1 with properties 1 to 5, and net 3_3 with property 2.
 
-    python benchmarks/acasxu.py [--runs N] [--timeout S]
+    python -m benchmarks.acasxu [--runs N] [--timeout S]
 
 The queries are written here from the properties as published (Katz et al., "Reluplex", 2017): the sets of inputs in
 feet, radians and feet per second, and the networks' normalisation. Needs the networks (environment variable
@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from common import VERIFIER, instances, machine, timed
+from benchmarks.common import VERIFIER, instances, machine, timed
 
 MEAN = (19791.091, 0.0, 0.0, 650.0, 600.0)
 RANGE = (60261.0, 6.28318530718, 6.28318530718, 1100.0, 1200.0)

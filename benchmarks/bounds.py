@@ -1,6 +1,6 @@
 """Time and width of the bounds, and certified accuracy in one batch against one by one.
 
-    python benchmarks/bounds.py [--repeat N] [--large FILE]
+    python -m benchmarks.bounds [--repeat N] [--large FILE]
 
 One thread, float32, medians of N runs. The digits networks are those of tests/data; `--large` takes the 784-256x4-10
 network that `python tests/data/make_networks.py --large DIR` trains, without it a seeded random one is used. Prints

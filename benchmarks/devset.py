@@ -1,6 +1,6 @@
 """Every benchmark folder, each instance in its own process, verdicts compared: `verifier bench`, as a Markdown table.
 
-    python benchmarks/devset.py [--only GLOB] [--timeout-scale X] [--out devset.csv]
+    python -m benchmarks.devset [--only GLOB] [--timeout-scale X] [--out devset.csv]
 
 Needs the benchmark instances (environment variable VERIFIER_SHARED).
 """
@@ -10,8 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common import instances, machine
-
+from benchmarks.common import instances, machine
 from verifier.bench.instances import find_instances
 from verifier.bench.runner import run_instance
 from verifier.bench.score import summary, write_csv

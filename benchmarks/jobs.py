@@ -1,6 +1,6 @@
 """How much sooner two jobs finish 24 instances than one, with one thread each.
 
-    python benchmarks/jobs.py [--count 24] [--jobs 2]
+    python -m benchmarks.jobs [--count 24] [--jobs 2]
 
 The instances are those of FOLDERS, in order; each run is that of `verifier bench --threads 1`. Needs the benchmark
 instances (environment variable VERIFIER_SHARED) and as many cores as jobs that do nothing else.
@@ -13,8 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from common import instances, machine
-
+from benchmarks.common import instances, machine
 from verifier.bench.instances import Instance, find_instances
 from verifier.bench.pool import run_all
 from verifier.bench.record import Record

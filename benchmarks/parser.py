@@ -1,6 +1,6 @@
 """Reading of large VNN-LIB 1 files: seconds from the text to the `Query`, for generated files of one size.
 
-    python benchmarks/parser.py [--megabytes 10] [--runs 3] [--only KIND] [--normalise]
+    python -m benchmarks.parser [--megabytes 10] [--runs 3] [--only KIND] [--normalise]
 
 Medians of the runs. The goal is 3 s for 10 MB, whatever the file holds.
 """
@@ -14,8 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
-from common import machine
-
+from benchmarks.common import machine
 from verifier.specs.load import parse_query
 from verifier.specs.normalise import normalise
 

@@ -1,6 +1,6 @@
 """Lipschitz bounds of published MaxMin networks by semidefinite programmes, beside the values published or reproduced.
 
-    python benchmarks/semidefinite.py [--files NAME ...] [--skip-inf]
+    python -m benchmarks.semidefinite [--files NAME ...] [--skip-inf]
 
 The weights (ppauli/QCs_MaxMin) are looked for in the folder that the environment variable VERIFIER_SHARED names, under
 models/lipsdp_maxmin. Needs the extra `sdp`, and scipy for the files.
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import scipy.io
 import torch
-from common import ROOT, machine
 
+from benchmarks.common import ROOT, machine
 from verifier.jacobian import semidefinite
 from verifier.jacobian.chain import Chain, dense, group_sort
 

@@ -1,6 +1,6 @@
 """How much sooner `verifier bench --share` settles queries over one network than separate runs; whether verdicts agree.
 
-    python benchmarks/share.py [--benchmark mnist_fc] [--network mnist-net_256x2.onnx] [--limit 60] [--threads 1]
+    python -m benchmarks.share [--benchmark mnist_fc] [--network mnist-net_256x2.onnx] [--limit 60] [--threads 1]
 
 Every query of the benchmark is asked of the one network (without --network, of its own one), each in a process of its
 own; then those that the attack or the first bounds settled, without branching, are asked in one shared process per
@@ -15,8 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from common import instances, machine
-
+from benchmarks.common import instances, machine
 from verifier.bench.instances import Instance, by_network, find_instances
 from verifier.bench.record import Record
 from verifier.bench.runner import Resources, run_instance, run_together

@@ -1,6 +1,6 @@
 """Start-up: a whole `verifier verify` on an easy ACAS Xu property and `verifier --help`, beside `import torch`.
 
-    python benchmarks/startup.py [--runs N]
+    python -m benchmarks.startup [--runs N]
 
 They take turns, so that whatever else the machine does falls on all; medians are compared. The help is to take at most
 half a second. Needs the benchmark instances (environment variable VERIFIER_SHARED).
@@ -12,7 +12,7 @@ import argparse
 import sys
 from statistics import median
 
-from common import VERIFIER, instances, machine, timed
+from benchmarks.common import VERIFIER, instances, machine, timed
 
 GOAL = 1.8
 NETWORK = "acasxu/onnx/ACASXU_run2a_4_5_batch_2000.onnx"

@@ -1,6 +1,6 @@
 """Two networks compared: what joint bounds save beside separate ones, and beside inputs that are not tied either.
 
-    python benchmarks/two_networks.py [--timeout S] [--only WORD]
+    python -m benchmarks.two_networks [--timeout S] [--only WORD]
 
 Networks of random weights (seed 0, normal with variance 2 / inputs): copies with rounded and with pruned weights, to
 differ by less than a level, one network on two inputs that differ by little, and networks that rise with an input. Also
@@ -21,9 +21,9 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from common import exported, instances, machine
 from torch import Tensor, nn
 
+from benchmarks.common import exported, instances, machine
 from verifier import Options, verify
 from verifier.frontends.onnx import load
 from verifier.specs import compile as compile_module
