@@ -1,12 +1,13 @@
 """Bounds of a small gated linear attention beside those that another tool is recorded with.
 
-    python -m benchmarks.gla [--reference FOLDER] [--iterations N] [--seeds N] [--steps T ...]
+    python -m benchmarks.gla [--reference FOLDER] [--iterations N] [--seeds N] [--steps T ...] [--double]
 
 A layer of 8 inputs per token and 4 x 4 states with weights drawn by NumPy, so that everybody has the same; the widths
 of its two outputs around one sequence, in recurrent form, in parallel form, with both as alternatives, and of the
 recurrent form as it is prepared (its parallel form, where that is found and not too costly). FOLDER
 holds reference.csv with rows T, tau, eps, seed, form, method, width, attacked_width, seconds. Per setting and form:
-medians over the seeds of width / attacked width and of seconds, ours and (in brackets) the recorded ones.
+medians over the seeds of width / attacked width and of seconds, ours and (in brackets) the recorded ones. Ours count
+what rounding may do, in float32 or, with `--double`, in float64.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class Layer(nn.Module):
         return functional.linear((q[:, :, None] * state).sum(1), self.head)
 
 
-def forms(seed: int, steps: int, tau: float) -> tuple[Tensor, dict[str, Graph]]:
+def forms(
+    seed: int, steps: int, tau: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, dict[str, Graph]]:
     """The sequence and the graphs to bound."""
     layers = {form: Layer(seed, steps, tau, form == "parallel") for form in ("recurrent", "parallel")}
     x = layers["recurrent"].x
@@ -83,7 +86,7 @@ def forms(seed: int, steps: int, tau: float) -> tuple[Tensor, dict[str, Graph]]:
     point = [x.double().unsqueeze(0)]
     ready = {form: prepare(graph, point, recurrent=True) for form, graph in graphs.items()}
     ready["detected"] = prepare(graphs["recurrent"], point)
-    return x, {form: fold(graph).to(torch.float32) for form, graph in ready.items()}
+    return x.to(dtype), {form: fold(graph).to(dtype) for form, graph in ready.items()}
 
 
 def main() -> None:
@@ -95,14 +98,18 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, nargs="*", help="only these T")
+    parser.add_argument("--double", action="store_true", help="float64")
     given = parser.parse_args()
+    dtype = torch.float64 if given.double else torch.float32
     torch.set_num_threads(1)
     if not (given.reference / "reference.csv").is_file():
         sys.exit(f"no reference.csv in {given.reference}; name its folder with --reference")
     with (given.reference / "reference.csv").open() as file:
         rows = list(csv.DictReader(file))
     settings = dict.fromkeys((int(r["T"]), float(r["tau"]), float(r["eps"])) for r in rows)
-    print(f"{machine()}; {given.iterations} iterations; seconds of the processor (recorded: of the clock)\n")
+    print(
+        f"{machine()}; {given.iterations} iterations, {dtype}; processor seconds (recorded: of the clock)\n"
+    )
     print("| T | tau | eps | form |" + "".join(f" {name} | s |" for name in METHODS))
     print("|--:|--:|--:|---|" + "--:|" * 6)
     for steps, tau, eps in settings:
@@ -113,7 +120,7 @@ def main() -> None:
         found: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for seed in seeds:
             attacked = next(float(r["attacked_width"]) for r in own if int(r["seed"]) == seed)
-            x, graphs = forms(seed, steps, tau)
+            x, graphs = forms(seed, steps, tau, dtype)
             for form, graph in graphs.items():
                 for name, method in METHODS.items():
                     options = AlphaOptions(iterations=given.iterations)
@@ -131,9 +138,10 @@ def main() -> None:
                 ]
                 ratios = [float(r["width"]) / float(r["attacked_width"]) for r in theirs]
                 times = [float(r["seconds"]) for r in theirs]
-                for ours, past in zip(zip(*found[form, name], strict=True), (ratios, times), strict=True):
-                    old = f" ({statistics.median(past):.2f})" if past else ""
-                    cells.append(f"{statistics.median(ours):.2f}{old}")
+                ours = zip(*found[form, name], strict=True)
+                for own_values, past, digits in zip(ours, (ratios, times), (3, 2), strict=True):
+                    old = f" ({statistics.median(past):.{digits}f})" if past else ""
+                    cells.append(f"{statistics.median(own_values):.{digits}f}{old}")
             print(f"| {steps} | {tau:g} | {eps:g} | {form} | " + " | ".join(cells) + " |", flush=True)
 
 
