@@ -15,12 +15,13 @@ from verifier.bounds.backward import OutOfTime
 from verifier.bounds.condense import condense
 from verifier.bounds.crown import Effort, inner_bounds, specification_bound
 from verifier.bounds.interval import interval_bounds
+from verifier.bounds.rows import interval_is_exact
 from verifier.graph import Builder, Graph
-from verifier.graph.coefficients import Rows
+from verifier.graph.coefficients import Dense, Rows
 from verifier.ops.convolution import Conv, Window
 from verifier.ops.linear import Linear
 from verifier.ops.matmul import matmul
-from verifier.ops.movement import permute, reshape, take
+from verifier.ops.movement import Take, permute, reshape, take
 from verifier.ops.piecewise_linear import relu
 from verifier.sets import Box
 
@@ -198,3 +199,21 @@ def test_enough_patience_leaves_nothing_out() -> None:
     for i, bound in whole.items():
         assert torch.equal(bound.lower, patient[i].lower)
         assert torch.equal(bound.upper, patient[i].upper)
+
+
+@pytest.mark.parametrize(("places", "exact"), [([2, 0, 3], True), ([2, 0, 2], False)])
+def test_intervals_of_a_map_of_distinct_elements_are_exact(places: list[int], exact: bool) -> None:
+    """And those of a map that reads an element twice are not: it may cancel."""
+    builder = Builder()
+    x = builder.input("x", (4,))
+    taken = builder.add(Take(torch.tensor(places), (3,)), x)
+    y = builder.add(Linear(torch.tensor([[1.0, 2.0, -1.0]], dtype=torch.float64)), taken)
+    graph = builder.graph(y)
+    box = Box(torch.zeros(1, 4).double(), torch.ones(1, 4).double())
+    assert interval_is_exact(graph, graph.outputs[0], True) is exact
+    assert not interval_is_exact(graph, graph.outputs[0], False)
+    bounds = interval_bounds(graph, [box.box()])
+    plain = bounds[graph.outputs[0]]
+    row = specification_bound(graph, [box], graph.outputs[0], Dense(torch.ones(1, 1, 1).double()), bounds)
+    least = float(row.minimum(graph, [box]))
+    assert (abs(float(plain.lower) - least) < 1e-9) is exact

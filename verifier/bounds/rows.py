@@ -102,13 +102,18 @@ def interval_is_exact(graph: Graph, position: int, box_inputs: bool) -> bool:
     if not isinstance(node.op, Affine) or len(node.inputs) != 1:
         return False
     below = node.inputs[0]
-    while (
-        isinstance(op := graph.nodes[below].op, Affine)
-        and op.elementwise
-        and len(graph.nodes[below].inputs) == 1
-    ):
+    while _keeps_apart(graph, below):
         below = graph.nodes[below].inputs[0]
     return isinstance(graph.nodes[below].op, Input) or below in graph.pieces
+
+
+def _keeps_apart(graph: Graph, position: int) -> bool:
+    """Whether a node takes elements of one other, none of them twice, and joins none."""
+    node = graph.nodes[position]
+    if not isinstance(node.op, Affine) or len(node.inputs) != 1:
+        return False
+    shape = graph.nodes[node.inputs[0]].shape
+    return node.op.elementwise or (node.op.exact and node.op.fan_out(shape) <= 1)
 
 
 def margin_rows(labels: Tensor, classes: int) -> Tensor:
