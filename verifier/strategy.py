@@ -467,7 +467,7 @@ class _Attempt:
         self._clauses = compiled.clauses.to(device)
 
     def __call__(self, points: Tensor, cases: Tensor) -> Counterexample | None:
-        margins = self._graph.evaluate([points])[0]
+        margins = self._graph.evaluate([points])[0].expand(len(points), -1)  # constant ones have a batch of 1
         table = self._clauses[cases]
         values = margins.gather(1, table.clamp(min=0).flatten(1)).view(table.shape)
         worst = torch.where(table >= 0, values, -torch.inf).amax(2)

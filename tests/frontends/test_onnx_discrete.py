@@ -177,3 +177,78 @@ def test_entries_without_a_value_make_everything_possible() -> None:
     assert op.interval(box([-1e30], [1e30])).upper.isinf().all()
     value = op.forward(torch.tensor([[3.7, 3.7], [2.0, 2.0]]))
     assert value[0].tolist() == [3, -3] and value[1].isnan().all()
+
+
+LAYERS = {
+    "norm": [node("LpNormalization", "row", "y", p=1)],
+    "rnn": [node("Reshape", "row steps", "t"), node("RNN", "t W R", "y", hidden_size=1, clip=1.0)],
+    "gru": [
+        node("Reshape", "row steps", "t"),
+        node("GRU", "t W3 R3", "y", hidden_size=1, activations=["HardSigmoid", "Relu"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_table_entries_are_what_onnxruntime_computes(name: str) -> None:
+    """The reference implementation, which evaluates other nodes, leaves out the norm's absolute values, and clips and
+    functions of recurrent layers: in some entries only, so that a check at random points may miss it."""
+    looked_up = [node("Cast", "where", "p", to=TensorProto.INT64), node("Gather", "table p", "row", axis=0)]
+    nodes = [node("Gather", "x zeros", "where"), *looked_up, *LAYERS[name]]
+    if name != "norm":
+        nodes[-1].output[:] = ["", "y"]
+    ones = np.ones((1, 1, 1), np.float32)
+    constants = CONSTANTS | {
+        "table": np.array([[0.5, 0.25], [2, -3], [-1, 0.5], [3, 4]], np.float32),
+        "steps": np.array([2, 1, 1]),
+        "W": ones,
+        "R": -ones,
+        "W3": ones.repeat(3, 1),
+        "R3": -ones.repeat(3, 1),
+    }
+    model = load(build(nodes, constants))
+    x = np.zeros((4, SIZE), np.float32)
+    x[:, 0] = range(4)
+    (theirs,) = run(model, [x])
+    (ours,) = model.graph.evaluate([torch.from_numpy(x).double()])
+    np.testing.assert_allclose(ours.numpy().reshape(theirs.shape), theirs, atol=1e-5)
+    exact = torch.from_numpy(x).double()
+    for method in ("interval", "crown"):
+        (found,) = compute_bounds(write_out(model.graph), [Box(exact, exact)], method).outputs
+        for end in found:
+            np.testing.assert_allclose(end.numpy().reshape(theirs.shape), theirs, atol=1e-5)
+
+
+def test_entries_are_found_in_any_order() -> None:
+    op = Lookup(Table(lambda cell: torch.tensor(float(cell[0]), dtype=torch.float64), 1, ()))
+    for wanted in ([3.0], [5.0, 7.0, 3.0], [1e10]):
+        ends = torch.tensor(wanted, dtype=torch.float64)
+        found = op.interval(Interval(ends, ends))
+        expected = torch.where(ends < 1e9, ends, torch.inf)
+        assert torch.equal(found.upper, expected)
+
+
+@pytest.mark.parametrize(("end", "reason"), [("q", "its shape depends"), ("p", "no elements")])
+def test_outputs_without_a_fixed_shape_are_refused(end: str, reason: str) -> None:
+    if end == "p":
+        nodes = [*START, node("Slice", "places first first zeros", "w"), node("Cast", "w", "y", to=1)]
+    else:
+        nodes = [*START, node("Slice", "places first last zeros", "w"), node("Cast", "w", "y", to=1)]
+    with pytest.raises(UnsupportedError, match=reason):
+        load(build(nodes, CONSTANTS))
+
+
+def test_some_elements_of_an_entry() -> None:
+    def function(cell: tuple[int, ...]) -> torch.Tensor | None:
+        return None if cell[0] > 4 else cell[0] * torch.arange(6, dtype=torch.float64).view(2, 3)
+
+    op = Lookup(Table(function, 1, (2, 3)))
+    index = torch.tensor([5, 0, 4, 3, 1, 2])
+    for chosen in (index, index[:2]):
+        part = op.restrict(chosen, (2, 3))
+        ends = torch.tensor([2.0, 5.0]).unsqueeze(1).expand(-1, len(chosen))
+        assert torch.equal(
+            part.forward(ends)[:1], op.forward(torch.full((1, 2, 3), 2.0)).flatten(1)[:, chosen]
+        )
+        found = part.interval(Interval(ends, ends))
+        assert found.lower[0].tolist() == (2 * chosen).tolist() and found.lower[1].isinf().all()

@@ -204,3 +204,41 @@ def test_an_argmax_looks_at_what_comes_before_a_softmax() -> None:
 
 
 SLICE = {"one": np.array([1]), "three": np.array([3])}
+
+
+OVERFLOWS = {
+    "a cast to 8 bits": ([node("Cast", "x", "i", to=TensorProto.INT8)], 150.0, 200.0),
+    "a cast to 16 bits": ([node("Cast", "x", "i", to=TensorProto.INT16)], 40000.0, 50000.0),
+    "a cast of integers": (
+        [node("Cast", "x", "a", to=INT), node("Cast", "a", "i", to=TensorProto.INT32)], 2.2e9, 2.3e9,
+    ),
+    "a product": ([node("Cast", "x", "a", to=TensorProto.INT32), node("Mul", "a a", "i")], 48000.0, 50000.0),
+    "a sum": ([node("Cast", "x", "a", to=TensorProto.INT32), node("Add", "a a", "i")], 1.5e9, 1.6e9),
+    "a long product": ([node("Cast", "x", "a", to=INT), node("Mul", "a a", "i")], 3.8e9, 4e9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OVERFLOWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_is_known_of_integers_that_do_not_fit(name: str, dtype: torch.dtype) -> None:
+    """onnxruntime's wrap around to negative numbers."""
+    nodes, low, high = OVERFLOWS[name]
+    model = load(Case(name, [*nodes, node("Cast", "i", to=F)], F).model())
+    inputs = np.full((1, 2, 3), high, np.float32)
+    (theirs,) = run(model, [inputs])
+    assert (theirs < 0).all()
+    graph = write_out(model.graph).to(dtype)
+    ends = [torch.full((1, 2, 3), end, dtype=dtype) for end in (low, high)]
+    for method in ("interval", "crown", "alpha-crown"):
+        (found,) = compute_bounds(graph, [Box(*ends)], method).outputs
+        assert (found.lower <= torch.from_numpy(theirs)).all()
+        (small,) = compute_bounds(graph, [Box(0 * ends[0], 0 * ends[0] + 10.5)], method).outputs
+        assert small.lower.abs().max() < 1 and small.upper.max() < 250
+
+
+def test_the_place_of_one_value_is_an_index() -> None:
+    nodes = [node("ReduceSum", "x", "s", keepdims=1), node("ArgMax", "s", "i", axis=0), node("Gather", "n i")]
+    model = load(Case("one", nodes, F, constants={"n": np.array([0.5, 2.0], np.float32)}).model())
+    check(model)
+    nodes = [*nodes[:2], node("Gather", "x i")]
+    check(load(Case("one", nodes, F).model()))

@@ -23,7 +23,7 @@ from verifier.ops.comparison import Equals
 from verifier.ops.difference import Difference, Rate, Secant
 from verifier.ops.exponential import Exp
 from verifier.ops.gated import Gated
-from verifier.ops.integers import Truncate
+from verifier.ops.integers import Stored, Truncate
 from verifier.ops.lookup import Lookup
 from verifier.ops.matmul import matmul
 from verifier.ops.maximum import Maximum
@@ -182,7 +182,11 @@ ENTRIES: dict[type[Elementwise], list[tuple[str, Callable[[int], Elementwise], d
     ],
     Choice: [("choice", lambda n: Choice(), {"arguments": 3, "adapt": _truths})],
     Equals: [("equal", lambda n: Equals(), {"arguments": 2, "flat": ("lower",)})],
-    Truncate: [("truncate", lambda n: Truncate(), {"kinks": (-2.0, -1.0, 1.0, 3.0)})],
+    Truncate: [
+        ("truncate", lambda n: Truncate(), {"kinks": (-2.0, -1.0, 1.0, 3.0)}),
+        ("to 3 bits", lambda n: Truncate(3), {"kinks": (-5.0, -4.0, 1.0, 3.0, 4.0)}),
+    ],
+    Stored: [("in 3 bits", lambda n: Stored(3), {"kinks": (-5.0, -4.0, 1.0, 3.0, 4.0)})],
     Maximum: [
         ("maximum of 2", lambda n: Maximum(2), {"arguments": 2}),
         ("maximum of 4", lambda n: Maximum(4), {"arguments": 4}),

@@ -55,6 +55,15 @@ def test_outputs_without_gradients_are_decided(name: str) -> None:
         assert found.status is wanted
 
 
+def test_constant_outputs_are_decided_without_an_attack() -> None:
+    nodes, shape, output = ODD["constant"]
+    data = model(nodes, shape, output, one=ONE)
+    box = Box(torch.zeros(shape), torch.full(shape, 2.0))
+    wanted = ((Y[0] < 0.5) | (Y[1] > 3)) & (Y[2] < 2.5)
+    found = verifier.verify(data, Property(box, ensures=wanted), options=Options(timeout=10, attack=False))
+    assert found.status is Status.SAT
+
+
 def test_a_constant_that_a_cast_changes_is_in_its_interval() -> None:
     value = torch.tensor([-0.1211642745810737, 1.7270940814505398, 0.5, 1e300], dtype=torch.float64)
     found = Constant(value).to(torch.float32).interval()

@@ -24,6 +24,7 @@ from verifier.frontends.derivative_nodes import inlined
 from verifier.frontends.onnx_nodes import Scope
 from verifier.graph import Graph, Node, Value
 from verifier.graph.op import Shape
+from verifier.graph.registry import Unsupported
 from verifier.ops.repeat import Repeat
 from verifier.transforms.fold import fold
 from verifier.transforms.opposite import share_opposite_neurons
@@ -200,7 +201,11 @@ class _Importer:
 
     def graph(self, keep: Sequence[str] = ()) -> Graph:
         """The graph of what was converted; the values named in `keep` are outputs after the model's own."""
-        return self.builder.graph(*self.scope.outputs(), *[self._named(name) for name in keep])
+        try:
+            outputs = self.scope.outputs()
+        except Unsupported as reason:
+            raise UnsupportedError([("", "an output of the model", self.opset, str(reason))]) from reason
+        return self.builder.graph(*outputs, *[self._named(name) for name in keep])
 
     def _named(self, name: str) -> Value:
         nodes = made_by(self.proto)

@@ -30,6 +30,14 @@ _INTEGERS = {
     13: np.uint64,
 }
 
+LAYERS = {
+    "Attention", "AveragePool", "BatchNormalization", "Conv", "ConvTranspose", "GRU", "GlobalAveragePool",
+    "GlobalMaxPool", "GroupNormalization", "InstanceNormalization", "LSTM", "LayerNormalization", "LpNormalization",
+    "LpPool", "MaxPool", "MeanVarianceNormalization", "RMSNormalization", "RNN", "Resize", "Upsample",
+}  # fmt: skip
+"""Operators of which the reference implementation leaves out attributes (the clip and the activations of recurrent
+layers, the absolute values of a norm) or differs from onnxruntime: constants go through their converters, too."""
+
 
 def evaluate(
     node: onnx.NodeProto, inputs: Arrays, attributes: Mapping[str, Any], opset: int

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from verifier.frontends.onnx_constants import LAYERS
 from verifier.graph import Builder, Value
 from verifier.graph.registry import Unsupported
 from verifier.ops.integers import integral
@@ -70,7 +71,7 @@ class Discrete:
 
     def covers(self, node: onnx.NodeProto) -> bool:
         """Whether all that a node reads is constant or depends on integers, on few of them."""
-        if graphs(node):
+        if graphs(node) or node.op_type in LAYERS:
             return False
         roots = [self._roots(name) for name in node.input if name]
         known = [r for r in roots if r is not None]
@@ -92,7 +93,7 @@ class Discrete:
         if value is not None and not self._builder.is_variable(value):
             return frozenset()
         maker = self._makers.get(name)
-        if maker is None or graphs(maker):
+        if maker is None or graphs(maker) or maker.op_type in LAYERS:
             return None
         below = [self._roots(i) for i in maker.input if i]
         known = [r for r in below if r is not None]
@@ -113,7 +114,10 @@ class Discrete:
                 if shapes
                 else "a value that depends on integers cannot be computed"
             )
-        return lookup(self._builder, Table(function, count, shapes.pop()), [self._values[r] for r in roots])
+        shape = shapes.pop()
+        if not math.prod(shape):
+            raise Unsupported("it has no elements")
+        return lookup(self._builder, Table(function, count, shape), [self._values[r] for r in roots])
 
     def _function(self, name: str, roots: list[str]) -> Callable[[tuple[int, ...]], Tensor | None]:
         nodes = list(self._between(name, roots))

@@ -14,16 +14,22 @@ import verifier.ops  # noqa: F401  (registers the operators)
 from verifier.errors import ModelError, UnsupportedNode
 from verifier.frontends.derivative_nodes import DOMAIN as DERIVATIVES
 from verifier.frontends.derivative_nodes import convert as derivative
+from verifier.frontends.onnx_constants import LAYERS, evaluate
 from verifier.frontends.onnx_discrete import Discrete, free_names, graphs, reads
 from verifier.graph import Builder, Value
 from verifier.graph.op import Shape
 from verifier.graph.registry import Body, OnnxNode, Unsupported, onnx_converter
-from verifier.ops.integers import integral
+from verifier.ops.integers import BITS, integral, stored
 
 if TYPE_CHECKING:
     import onnx
 
 STANDARD = ("", "ai.onnx")
+_ARITHMETIC = {
+    "Abs", "Add", "CumProd", "CumSum", "Einsum", "Gemm", "MatMul", "Mul", "Neg", "Pow", "ReduceL1", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare", "ScatterElements", "ScatterND", "Sub", "Sum",
+}  # fmt: skip
+"""Operators whose results may be larger than their arguments, also where these are integers."""
 
 
 class Scope:
@@ -38,6 +44,7 @@ class Scope:
         self.proto, self.opsets, self.source, self.where = graph, opsets, source, where
         self.builder = Builder()
         self.values: dict[str, Value] = {}
+        self.bits: dict[str, int] = {}  # of the values that may be integers, by what they are computed from
         self.unknown: set[str] = set()
         self.refused: list[UnsupportedNode] = []
         self.opset = max((opsets[d] for d in STANDARD if d in opsets), default=1)
@@ -127,7 +134,8 @@ class Scope:
             raise Unsupported(f"operators of the domain {node.domain} are not known")
         inner = {a: _Inner(self, graph, f"{name}/") for a, graph in graphs(node).items()}
         variable = any(v is not None and self.builder.is_variable(v) for v in inputs)
-        if not inner and (node.op_type in ("Shape", "Size") or not variable):
+        varies = variable or node.op_type in LAYERS
+        if not inner and (node.op_type in ("Shape", "Size") or not varies):
             return self._fold(node, name, inputs)
         converter = onnx_converter(node.op_type)
         if converter is None:
@@ -137,7 +145,19 @@ class Scope:
             node.op_type, name, inputs, _attributes(node), self.opset, len(node.output), used, inner
         )
         result = converter(self.builder.at(name), form)
-        return [result] if isinstance(result, Value) else result
+        return self._as_stored(node, [result] if isinstance(result, Value) else result)
+
+    def _as_stored(self, node: onnx.NodeProto, results: Sequence[Value]) -> Sequence[Value]:
+        """The results as integers of the type that the node computes in, where it does: they may wrap around."""
+        bits = min((self.bits[i] for i in node.input if i in self.bits), default=None)
+        if node.op_type == "Cast":
+            bits = BITS.get(next(a.i for a in node.attribute if a.name == "to"))
+        if bits is None:
+            return results
+        self.bits.update(dict.fromkeys(node.output, bits))
+        if node.op_type not in _ARITHMETIC:
+            return results
+        return [stored(self.builder, value, bits) for value in results]
 
     def _fold(self, node: onnx.NodeProto, name: str, inputs: Sequence[Value | None]) -> list[Value]:
         """Compute a node whose result does not depend on the network's input."""
@@ -154,8 +174,6 @@ class Scope:
         return [self._constant(canonical(r, name, self.source), name) for r in results]
 
     def _evaluator(self, node: onnx.NodeProto) -> Callable[[list[np.ndarray | None]], list[np.ndarray]]:
-        from verifier.frontends.onnx_constants import evaluate
-
         attributes = _attributes(node)
         return lambda arrays: evaluate(node, arrays, attributes, self.opset)
 

@@ -114,6 +114,8 @@ def _cancels(model: OnnxModel, points: list[np.ndarray], output: str, theirs: np
     names, graph = intermediate(model)
     if output not in names or output not in model.outputs:
         return False
+    if theirs.shape[1:] != model.output_shapes[list(model.outputs).index(output)]:
+        return False
     plain = replace(graph, outputs=(graph.outputs[names.index(output)],))
     fused = replace(model.graph, outputs=(model.graph.outputs[list(model.outputs).index(output)],))
     exact = [torch.from_numpy(p).double() for p in points]

@@ -39,7 +39,7 @@ def argmax(builder: Builder, x: Value, axis: int, keep: bool, last: bool = False
         behind.append(maximum(builder, behind[-1], parts[-1 - k]))
     if count == 1:
         return builder.constant(
-            torch.zeros(rest if keep else shape[:axis] + shape[axis + 1 :], dtype=torch.float64)
+            torch.zeros(rest if keep else shape[:axis] + shape[axis + 1 :], dtype=torch.int64)
         )
     ahead = [subtract(builder, behind[count - 2 - k], before[k]) for k in range(count - 1)]
     jumps = [builder.add(Sign(1.0 if last else -1.0), d) for d in ahead]

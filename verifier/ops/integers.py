@@ -22,6 +22,9 @@ from verifier.ops.piecewise_linear import Relu
 from verifier.ops.product import Product, Square
 from verifier.ops.reduction import Sum
 
+BITS, WIDEST = {3: 8, 5: 16, 6: 32, 7: 64}, 64
+"""Bits of ONNX's signed integer types, by their codes."""
+
 
 @dataclass(frozen=True, eq=False)
 class Integral(Affine):
@@ -56,13 +59,61 @@ class Integral(Affine):
 
 
 @dataclass(frozen=True, eq=False)
-class Truncate(Univariate):
+class Stored(Univariate):
+    """x, a whole number, as a signed integer of so many bits: what these cannot hold becomes another number (it wraps
+    around, where it is defined at all), of which nothing is known."""
+
+    bits: int
+    no_derivative = "its argument is a whole number"
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0]
+
+    def interval(self, *xs: Interval) -> Interval:
+        return _unless(self._beyond(xs[0]), xs[0])
+
+    def support_max(self, slope: Tensor, x: Interval) -> Tensor:
+        return _line(1 - slope, x, 1.0).masked_fill(self._beyond(x), torch.inf)
+
+    def support_min(self, slope: Tensor, x: Interval) -> Tensor:
+        return _line(1 - slope, x, -1.0).masked_fill(self._beyond(x), -torch.inf)
+
+    def parameters(self, *xs: Interval) -> dict[str, Parameter]:
+        one = torch.ones_like(xs[0].lower)
+        return {name: Parameter(one, one, one) for name in ("lower_slope", "upper_slope")}
+
+    def refinable(self, index: int, *xs: Interval) -> Tensor:
+        return self._beyond(xs[0]) & (xs[0].lower < xs[0].upper)
+
+    def ordered(self, shape: Shape) -> Tensor | None:
+        return None
+
+    def _beyond(self, x: Interval) -> Tensor:
+        """Where x may be a number that is not held; NaN may."""
+        most = 2.0 ** (self.bits - 1)
+        return ~((x.lower > -most - 1) & (x.upper < most))
+
+
+def _unless(beyond: Tensor, x: Interval) -> Interval:
+    return Interval(x.lower.masked_fill(beyond, -torch.inf), x.upper.masked_fill(beyond, torch.inf))
+
+
+def _line(steep: Tensor, x: Interval, sign: float) -> Tensor:
+    """The greatest of steep * x, or with sign -1 the least; 0 for a steepness of 0, whatever x."""
+    most = torch.finfo(x.lower.dtype).max
+    ends = torch.stack([steep * end.clamp(-most, most) for end in x])
+    return sign * (sign * ends).amax(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Truncate(Stored):
     """x without its fraction, as casts to integers round: jumps at all whole numbers but 0.
 
     It is odd, and f(x) - m x has its extrema at the interval's ends or on one side of the first or last jump on
     either side of 0, since jumps of one side lie on a line.
     """
 
+    bits: int = WIDEST
     jumps = True
     no_derivative = "it is constant but for jumps, where there is no derivative"
 
@@ -70,14 +121,14 @@ class Truncate(Univariate):
         return xs[0].trunc()
 
     def interval(self, *xs: Interval) -> Interval:
-        return xs[0].map(torch.trunc)
+        return _unless(self._beyond(xs[0]), xs[0].map(torch.trunc))
 
     def support_max(self, slope: Tensor, x: Interval) -> Tensor:
         """The supremum, one-sided limits at jumps inside included."""
-        return _supremum(slope, x)
+        return _supremum(slope, x).masked_fill(self._beyond(x), torch.inf)
 
     def support_min(self, slope: Tensor, x: Interval) -> Tensor:
-        return -_supremum(slope, Interval(-x.upper, -x.lower))
+        return -_supremum(slope, Interval(-x.upper, -x.lower)).masked_fill(self._beyond(x), torch.inf)
 
     def parameters(self, *xs: Interval) -> dict[str, Parameter]:
         """From flat to the edge of the hull next to the end where the staircase stops. Starts with the line that is
@@ -92,7 +143,7 @@ class Truncate(Univariate):
 
     def refinable(self, index: int, *xs: Interval) -> Tensor:
         low, high = self.interval(xs[0])
-        return low < high
+        return (low < high) & (xs[0].lower < xs[0].upper)
 
     def branching_point(self, index: int, *xs: Interval) -> Tensor:
         """The jump nearest to the middle."""
@@ -158,7 +209,7 @@ def integral(builder: Builder, x: Value) -> bool:
     return visit(x)
 
 
-_KEEPS = (Add, Concat, Maximum, Pad, Permute, Product, Relu, Reshape, Square, Sum, Take)
+_KEEPS = (Add, Concat, Maximum, Pad, Permute, Product, Relu, Reshape, Square, Stored, Sum, Take)
 """Operators that make whole numbers of whole numbers."""
 
 
@@ -176,6 +227,13 @@ def whole(builder: Builder, x: Value) -> Value:
     return builder.add(Integral(), x)
 
 
-def truncated(builder: Builder, x: Value) -> Value:
-    """x as an integer, as casts round: towards zero."""
-    return whole(builder, x) if integral(builder, x) else builder.add(Truncate(), x)
+def truncated(builder: Builder, x: Value, bits: int) -> Value:
+    """x as an integer of so many bits, as casts round: towards zero."""
+    if not integral(builder, x):
+        return builder.add(Truncate(bits), x)
+    return whole(builder, x if bits == WIDEST else stored(builder, x, bits))
+
+
+def stored(builder: Builder, x: Value, bits: int) -> Value:
+    """x, a whole number, as what is left of it in an integer of so many bits."""
+    return builder.add(Stored(bits), x) if builder.is_variable(x) and integral(builder, x) else x

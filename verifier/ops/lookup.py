@@ -20,6 +20,8 @@ from verifier.ops.movement import broadcast, reshape, take
 
 CELLS = 1 << 16
 """Combinations of integers that are looked at, at most; beyond that nothing is known."""
+_MOST_KEY = 2.0**31
+"""Keys are below this in size, so that they fit into integers of 32 bits and more."""
 _NUMBERS = 1 << 26
 """Entries of one step's masks, about."""
 
@@ -83,7 +85,7 @@ class Lookup(Elementwise):
         """NaN where there is no value."""
         cells = torch.stack([x.reshape(len(x), -1)[:, 0].trunc() for x in torch.broadcast_tensors(*xs)], 1)
         different, which = cells.unique(dim=0, return_inverse=True)
-        known = different.isfinite().all(1) & (different.abs() < 2.0**31).all(1)
+        known = different.isfinite().all(1) & (different.abs() < _MOST_KEY).all(1)
         places = self.table.places(torch.where(known.unsqueeze(1), different, 0.0).long().cpu())
         rows = self.table.rows()[torch.where(known.cpu(), places, -1)]
         return rows.to(xs[0])[which]
@@ -94,11 +96,13 @@ class Lookup(Elementwise):
         batch, like = max(len(x.lower) for x in xs), xs[0].lower
         low, high = (_cells([x[k] for x in xs], batch) for k in (0, 1))
         first, last = low.amin(0), high.amax(0)
-        if not bool((last - first + 1).prod() <= CELLS):
+        fits = (first > -_MOST_KEY).all() & (last < _MOST_KEY).all()
+        if not bool(fits & ((last - first + 1).prod() <= CELLS)):
             return Interval.everything(batch, like.reshape(len(like), *xs[0].lower.shape[1:]))
         if bool((low == high).all()):
             different, which = low.unique(dim=0, return_inverse=True)
-            row = self.table.rows()[self.table.places(different.long().cpu())]
+            places = self.table.places(different.long().cpu())  # which adds rows
+            row = self.table.rows()[places]
             return _narrowed(Interval(row, row).sanitise(), like).index(which)
         axes = [torch.arange(int(a), int(b) + 1) for a, b in zip(first, last, strict=True)]
         grid = torch.cartesian_prod(*axes).view(-1, len(axes))
@@ -122,6 +126,17 @@ class Lookup(Elementwise):
     def refinable(self, index: int, *xs: Interval) -> Tensor:
         """Splitting elements of the result would split one and the same argument again and again."""
         return torch.zeros_like(xs[index].lower, dtype=torch.bool)
+
+    def restrict(self, index: Tensor, shape: Shape) -> Lookup:
+        chosen, whole = index.cpu(), self.table
+
+        def function(cell: tuple[int, ...]) -> Tensor | None:
+            value = whole.function(cell)
+            return (
+                value.flatten()[chosen] if value is not None and tuple(value.shape) == whole.shape else None
+            )
+
+        return Lookup(Table(function, whole.count, (len(chosen),)))
 
 
 def _cells(ends: Sequence[Tensor], batch: int) -> Tensor:
@@ -147,7 +162,7 @@ def lookup(builder: Builder, table: Table, sources: Sequence[Value]) -> Value:
     keys = []
     for source in sources:
         op, arguments = builder.made_by(source)
-        source = arguments[0] if isinstance(op, Truncate) else source
+        source = arguments[0] if isinstance(op, Truncate) and 2.0 ** (op.bits - 1) >= _MOST_KEY else source
         size = math.prod(builder.shape(source))
         flat = reshape(builder, source, (size,))
         for k in range(size):

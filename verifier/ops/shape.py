@@ -11,13 +11,13 @@ import torch
 from verifier.graph import Builder, Value
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.comparison import truth
-from verifier.ops.integers import integral, truncated
+from verifier.ops.integers import BITS, integral, truncated
 from verifier.ops.movement import permute, reshape
 
 FLOAT, DOUBLE = 1, 11
 """TensorProto element types that values of the network may have."""
-INTEGERS, BOOL = (3, 5, 6, 7), 9
-"""Signed integer types, and that of truth values. A cast of what does not fit into the type is not defined."""
+BOOL = 9
+"""The type of truth values."""
 
 
 def squeeze(builder: Builder, x: Value, axes: Sequence[int] | None = None) -> Value:
@@ -67,8 +67,8 @@ def _dropout(builder: Builder, node: OnnxNode) -> Value:
 @onnx_op("Cast", note="to float, double, bool and signed integers, except on constants")
 def _cast(builder: Builder, node: OnnxNode) -> Value:
     to = node.attributes.get("to")
-    if to in INTEGERS:
-        return truncated(builder, node.required(0))
+    if to in BITS:
+        return truncated(builder, node.required(0), BITS[to])
     if to == BOOL:
         return truth(builder, node.required(0))
     if to not in (FLOAT, DOUBLE):
@@ -85,7 +85,9 @@ def _cast_like(builder: Builder, node: OnnxNode) -> Value:
         return node.required(0)
     if like.dtype == torch.bool:
         return truth(builder, node.required(0))
-    return node.required(0) if like.is_floating_point() else truncated(builder, node.required(0))
+    if like.is_floating_point():
+        return node.required(0)
+    return truncated(builder, node.required(0), min(BITS.values()))  # which of them is not known any more
 
 
 def _type_name(number: int | None) -> str:
