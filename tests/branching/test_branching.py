@@ -325,6 +325,17 @@ def test_search_proves_what_is_true_and_nothing_more(seed: int, kind: str, dtype
             assert outcome.reason in (Reason.DOMAIN_LIMIT, Reason.NUMERICS) and outcome.bound <= 0
 
 
+@pytest.mark.parametrize("kind", HEURISTICS)
+def test_points_have_no_parts(kind: str) -> None:
+    """Nothing is left to split, and nothing that is left is bounded."""
+    problem = compiled(lifted(network(0), -1e3), [[[0, 1]], [[2, -1]]], size=0.0)
+    bounder = Bounder(problem, torch.device("cpu"), torch.float64, BoundOptions(gaps=True))
+    domains = start(problem)
+    with torch.no_grad():
+        parts, stuck = ActivationBrancher(bounder, HEURISTICS[kind]).branch(domains, bounder.bound(domains))
+    assert len(parts) == 0 and stuck.tolist() == [True, True]
+
+
 def test_interval_method_bounds_by_intervals() -> None:
     graph = network(0)
     problem = compiled(graph, [[[0, 1], [2, -1]]])

@@ -252,3 +252,42 @@ def test_some_elements_of_an_entry() -> None:
         )
         found = part.interval(Interval(ends, ends))
         assert found.lower[0].tolist() == (2 * chosen).tolist() and found.lower[1].isinf().all()
+
+
+def test_entries_of_integers_that_do_not_fit_have_no_value() -> None:
+    """A product of 32 bits in onnxruntime, where 50000 * 50000 is negative."""
+    nodes = [
+        node("Gather", "x zeros", "where"),
+        node("Cast", "where", "p", to=TensorProto.INT32),
+        node("Div", "p one", "q"),
+        node("Mul", "q q", "r"),
+        node("Cast", "r", "y", to=1),
+    ]
+    model = load(build(nodes, CONSTANTS | {"one": np.array([1], np.int32)}))
+    check(model)
+    x = np.zeros((2, SIZE), np.float32)
+    x[:, 0] = 50000, 7
+    (theirs,) = run(model, [x])
+    assert theirs.tolist() == [[-1794967296.0], [49.0]]
+    exact = torch.from_numpy(x).double()
+    (found,) = compute_bounds(write_out(model.graph), [Box(exact, exact)], "crown").outputs
+    assert found.lower.tolist() == [[-np.inf], [49.0]] and found.upper.tolist() == [[np.inf], [49.0]]
+
+
+def test_slices_backwards_from_before_the_first_element() -> None:
+    """ONNX starts at that element, numpy nowhere."""
+    for source in ("x", "row"):
+        nodes = [
+            node("Gather", "x zero", "where"),
+            node("Cast", "where", "p", to=TensorProto.INT64),
+            node("Unsqueeze", "p zeros", "i"),
+            node("Gather", "table i", "rows", axis=0),
+            node("Squeeze", "rows zeros", "row"),
+            node("Slice", f"{source} from to zeros steps", "y"),
+        ]
+        numbers = {"from": np.array([-100]), "to": np.array([-200]), "steps": np.array([-2])}
+        table = np.arange(SIZE * 4, dtype=np.float32).reshape(4, SIZE)
+        model = load(build(nodes, CONSTANTS | numbers | {"table": table}))
+        check(model)
+        x = np.ones((1, SIZE), np.float32)
+        assert model.graph.evaluate([torch.from_numpy(x).double()])[0].tolist() == run(model, [x])[0].tolist()

@@ -16,7 +16,7 @@ from verifier.ops.arithmetic import add, scale_shift
 from verifier.ops.decay import ExpSigmoid, Gompertz, SigmoidPower
 from verifier.ops.erf import Erf
 from verifier.ops.exponential import Exp
-from verifier.ops.piecewise_linear import relu
+from verifier.ops.piecewise_linear import PRelu, relu
 from verifier.ops.piecewise_polynomial import PiecewisePolynomial
 from verifier.ops.power import log, power
 from verifier.ops.product import multiply, square
@@ -147,6 +147,18 @@ def test_what_others_read_stays() -> None:
     value = torch.randn(4, 3, dtype=torch.float64)
     for a, b in zip(fused.evaluate([value]), graph.evaluate([value]), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_slopes_stored_with_a_dimension() -> None:
+    """As PRelu's are: they broadcast to one dimension and not to none."""
+    builder = Builder()
+    x = builder.input("x", (2,))
+    y = builder.add(
+        PRelu(torch.tensor([-0.5]).double()), builder.add(PRelu(torch.tensor([0.25]).double()), x)
+    )
+    graph = builder.graph(y)
+    points = torch.linspace(-3, 3, 12).double().view(-1, 2)
+    assert torch.equal(fuse(graph).evaluate([points])[0], graph.evaluate([points])[0])
 
 
 def test_what_is_no_chain_stays() -> None:

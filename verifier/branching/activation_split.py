@@ -86,7 +86,8 @@ class ActivationBrancher:
                 parts.append(self._split(mine, part, nodes, best, points))
         if not bool(ready.all()):
             boxes, unsplit = InputBrancher(self.bounder).branch(domains.index(~ready), bounded.index(~ready))
-            parts.append(self.bounder.tightened(boxes))
+            if len(boxes) or not parts:
+                parts.append(self.bounder.tightened(boxes) if len(boxes) else boxes)
             stuck[~ready] = unsplit
         return Domains.cat(parts), stuck
 

@@ -142,7 +142,7 @@ def _divide(inputs: Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
 
 
 def _slice(inputs: Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
-    """Numbers beyond the ends are moved to them, as numpy does."""
+    """Numbers beyond the ends are moved to them: those before the first element by numpy only where it goes forward."""
     x = _first(inputs)
     given: list[list[int] | None] = [
         [int(v) for v in attributes[name]]
@@ -160,7 +160,7 @@ def _slice(inputs: Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
         axis, step = k if axes is None else axes[k], 1 if steps is None else steps[k]
         # Before the first element, where a negative end means the last one to numpy.
         end = None if step < 0 and end < -x.shape[axis] else end
-        where[axis] = slice(start, end, step)
+        where[axis] = slice(max(start, -x.shape[axis]), end, step)
     return x[tuple(where)]
 
 

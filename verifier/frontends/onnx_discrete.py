@@ -54,6 +54,11 @@ def free_names(graph: onnx.GraphProto) -> set[str]:
     return read - inside - {""}
 
 
+def _wraps(array: np.ndarray) -> bool:
+    """Whether these may be integers that do not fit into 32 bits: they are counted here, whatever their type, in 64."""
+    return array.dtype.kind in "iu" and bool((np.abs(array.astype(np.float64)) >= 2.0**31).any())
+
+
 class Discrete:
     """`pending` names values that are functions of integers and have no node in the graph; `values` are the others'."""
 
@@ -137,7 +142,10 @@ class Discrete:
                 start += size
             try:
                 for evaluate, given, made in steps:
-                    arrays.update(zip(made, evaluate([arrays.get(i) for i in given]), strict=False))
+                    found = evaluate([arrays.get(i) for i in given])
+                    if any(map(_wraps, found)):
+                        return None
+                    arrays.update(zip(made, found, strict=False))
             except (Unsupported, ValueError, IndexError, ArithmeticError, TypeError):
                 return None  # the model has no value there
             return torch.from_numpy(np.array(arrays[name], dtype=np.float64))

@@ -48,7 +48,9 @@ def split(builder: Builder, x: Value, sizes: Sequence[int], axis: int) -> list[V
 
 
 def slice_axis(builder: Builder, x: Value, axis: int, start: int, end: int, step: int) -> Value:
-    """Like numpy's x[..., start:end:step, ...], out-of-range and negative numbers included."""
+    """Like numpy's x[..., start:end:step, ...], out-of-range and negative numbers included; a start before the first
+    element is moved to it."""
+    start = max(start, -builder.shape(x)[axis])
     chosen = torch.tensor(range(builder.shape(x)[axis])[start:end:step], dtype=torch.int64)
     return take(builder, x, lambda t: t.index_select(axis, chosen))
 

@@ -18,6 +18,7 @@ from verifier.graph import Builder, Graph, Univariate, Value
 from verifier.graph.builder import rewritten
 from verifier.graph.op import Op
 from verifier.ops.arithmetic import Add, ScaleShift
+from verifier.ops.piecewise_linear import PRelu
 from verifier.ops.product import Product, Square
 from verifier.ops.sampled import Fused
 from verifier.ops.within import Within
@@ -185,4 +186,6 @@ def _scalar(op: Op) -> Op:
     if isinstance(op, ScaleShift):
         scale, shift = (None if t is None else t.reshape(()) for t in (op.scale, op.shift))
         return ScaleShift(scale, shift)
+    if isinstance(op, PRelu):
+        return PRelu(op.slope.reshape(()))
     return op
