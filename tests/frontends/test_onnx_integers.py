@@ -214,6 +214,9 @@ OVERFLOWS = {
     ),
     "a product": ([node("Cast", "x", "a", to=TensorProto.INT32), node("Mul", "a a", "i")], 48000.0, 50000.0),
     "a sum": ([node("Cast", "x", "a", to=TensorProto.INT32), node("Add", "a a", "i")], 1.5e9, 1.6e9),
+    "a sum of sizes": (
+        [node("Cast", "x", "a", to=TensorProto.INT32), node("Abs", "a", "b"), node("Add", "b b", "i")], 1.5e9, 1.6e9,
+    ),
     "a long product": ([node("Cast", "x", "a", to=INT), node("Mul", "a a", "i")], 3.8e9, 4e9),
 }  # fmt: skip
 
@@ -234,6 +237,45 @@ def test_nothing_is_known_of_integers_that_do_not_fit(name: str, dtype: torch.dt
         assert (found.lower <= torch.from_numpy(theirs)).all()
         (small,) = compute_bounds(graph, [Box(0 * ends[0], 0 * ends[0] + 10.5)], method).outputs
         assert small.lower.abs().max() < 1 and small.upper.max() < 250
+
+
+_LESS = [node("Cast", "x", "a", to=INT), node("Less", "x z", "c")]
+_BYTES = {"u": np.array([[2, 2, 2]], np.uint8), "v": np.array([[3, 3, 3]], np.uint8)}
+_SHORT = {"u": np.array([[2, 2, 2]], np.float16), "v": np.array([[3, 3, 3]], np.float16)}
+DIFFERENT = {
+    "quotient": ([*_LESS, node("Abs", "a", "b"), node("Add", "b n", "d"), node("Div", "a d", "i")], {}),
+    "mean": ([*_LESS, node("ReduceMean", "a", "i", axes=[1], keepdims=1)], {}),
+    "reciprocal": ([*_LESS, node("Abs", "a", "b"), node("Add", "b n", "d"), node("Pow", "d m", "i")], {}),
+    "bytes": ([*_LESS, node("Where", "c u v", "w"), node("Sub", "w v", "i")], _BYTES),
+    "short": ([*_LESS, node("Where", "c u v", "w"), node("Sub", "w v", "i")], _SHORT),
+    "like integers": (
+        [
+            *_LESS,
+            node("Cast", "c", "t", to=TensorProto.INT32),
+            node("CastLike", "x t", "d"),
+            node("Div", "d d", "i"),
+        ],
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_arithmetic_of_other_types_is_not_taken_for_that_of_real_numbers(name: str) -> None:
+    """Quotients of integers are rounded, unsigned ones wrap around below 0."""
+    nodes, constants = DIFFERENT[name]
+    constants = {**constants, "n": np.array([[2, 2, 2]]), "m": np.array(-1)}
+    case = Case(name, [*nodes, node("Cast", "i", to=F)], F, constants=constants, second=True, opset=15)
+    with pytest.raises(UnsupportedError, match=r"integers|16 bits"):
+        load(case.model())
+
+
+def test_a_choice_among_integers_is_an_integer() -> None:
+    nodes = [*_LESS, node("Where", "c u v", "w"), node("Cast", "w", to=F)]
+    graph = load(Case("choice", nodes, F, constants=_BYTES, second=True).model()).graph
+    x = torch.tensor([[[1.0, 2, 3], [4, 5, 6]]], dtype=torch.float64)
+    (found,) = compute_bounds(graph, [Box(x, x + 0.1), Box(x + 1.0, x + 1.5)], "crown").outputs
+    assert (found.lower <= 2 + 1e-5).all() and (found.upper < 3 + 1e-5).all()
 
 
 def test_the_place_of_one_value_is_an_index() -> None:

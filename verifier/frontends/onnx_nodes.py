@@ -16,38 +16,40 @@ from verifier.frontends.derivative_nodes import DOMAIN as DERIVATIVES
 from verifier.frontends.derivative_nodes import convert as derivative
 from verifier.frontends.onnx_constants import LAYERS, evaluate
 from verifier.frontends.onnx_discrete import Discrete, free_names, graphs, reads
+from verifier.frontends.onnx_types import Types, as_typed
 from verifier.graph import Builder, Value
 from verifier.graph.op import Shape
 from verifier.graph.registry import Body, OnnxNode, Unsupported, onnx_converter
-from verifier.ops.integers import BITS, integral, stored
+from verifier.ops.integers import integral
 
 if TYPE_CHECKING:
     import onnx
 
 STANDARD = ("", "ai.onnx")
-_ARITHMETIC = {
-    "Abs", "Add", "CumProd", "CumSum", "Einsum", "Gemm", "MatMul", "Mul", "Neg", "Pow", "ReduceL1", "ReduceProd",
-    "ReduceSum", "ReduceSumSquare", "ScatterElements", "ScatterND", "Sub", "Sum",
-}  # fmt: skip
-"""Operators whose results may be larger than their arguments, also where these are integers."""
 
 
 class Scope:
     """One conversion. `values` maps the graph's value names to nodes; those in `unknown` descend from a refused one.
 
-    `where` goes before the names of nodes: empty, or the names of the nodes that hold the graph.
+    `where` goes before the names of nodes: empty, or the names of the nodes that hold the graph; `types` are those of
+    the graph around it.
     """
 
     def __init__(
-        self, graph: onnx.GraphProto, opsets: Mapping[str, int], source: str, where: str = ""
+        self,
+        graph: onnx.GraphProto,
+        opsets: Mapping[str, int],
+        source: str,
+        where: str = "",
+        types: Types | None = None,
     ) -> None:
         self.proto, self.opsets, self.source, self.where = graph, opsets, source, where
         self.builder = Builder()
         self.values: dict[str, Value] = {}
-        self.bits: dict[str, int] = {}  # of the values that may be integers, by what they are computed from
         self.unknown: set[str] = set()
         self.refused: list[UnsupportedNode] = []
         self.opset = max((opsets[d] for d in STANDARD if d in opsets), default=1)
+        self.types = Types(graph, self.opset, types)
         read = {i for node in graph.node for i in reads(node)} | {o.name for o in graph.output}
         self.used = read - {""}
         self.discrete = Discrete(graph, self.builder, self.values, self._evaluator)
@@ -92,6 +94,8 @@ class Scope:
                     f"Node {name!r} ({node.op_type}) of the model {self.source} reads {i!r}, which nothing before it "
                     "computes. The model is damaged; export it again."
                 )
+        if node.domain in STANDARD:
+            self.types.note(node)
         opset = self.opset if node.domain in STANDARD else self.opsets.get(node.domain, 0)
         operator = node.op_type if node.domain in STANDARD else f"{node.domain}.{node.op_type}"
         try:
@@ -141,23 +145,16 @@ class Scope:
         if converter is None:
             raise Unsupported("the operator is not known")
         used = frozenset(k for k, o in enumerate(node.output) if o in self.used)
-        form = OnnxNode(
-            node.op_type, name, inputs, _attributes(node), self.opset, len(node.output), used, inner
-        )
+        attributes = _attributes(node)
+        if node.op_type == "CastLike":
+            attributes["to"] = self.types.of(node.output[0])
+        form = OnnxNode(node.op_type, name, inputs, attributes, self.opset, len(node.output), used, inner)
         result = converter(self.builder.at(name), form)
-        return self._as_stored(node, [result] if isinstance(result, Value) else result)
-
-    def _as_stored(self, node: onnx.NodeProto, results: Sequence[Value]) -> Sequence[Value]:
-        """The results as integers of the type that the node computes in, where it does: they may wrap around."""
-        bits = min((self.bits[i] for i in node.input if i in self.bits), default=None)
-        if node.op_type == "Cast":
-            bits = BITS.get(next(a.i for a in node.attribute if a.name == "to"))
-        if bits is None:
-            return results
-        self.bits.update(dict.fromkeys(node.output, bits))
-        if node.op_type not in _ARITHMETIC:
-            return results
-        return [stored(self.builder, value, bits) for value in results]
+        results = [result] if isinstance(result, Value) else result
+        codes = [self.types.of(o) for o in node.output]
+        return [
+            as_typed(self.builder.at(name), node.op_type, x, c) for x, c in zip(results, codes, strict=False)
+        ]
 
     def _fold(self, node: onnx.NodeProto, name: str, inputs: Sequence[Value | None]) -> list[Value]:
         """Compute a node whose result does not depend on the network's input."""
@@ -231,7 +228,7 @@ class _Inner:
 
     def convert(self, arguments: Sequence[Shape | Tensor]) -> Body:
         outer = self._outer
-        scope = Scope(self._graph, outer.opsets, outer.source, self._where)
+        scope = Scope(self._graph, outer.opsets, outer.source, self._where, outer.types)
         names = [i.name for i in self._graph.input]
         if len(names) != len(arguments):
             raise ValueError(f"Its subgraph takes {len(names)} values, it is given {len(arguments)}.")

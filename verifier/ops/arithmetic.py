@@ -179,6 +179,12 @@ def as_value(builder: Builder, x: Value | float) -> Value:
     return x if isinstance(x, Value) else builder.constant(torch.as_tensor(float(x), dtype=torch.float64))
 
 
+def as_numbers(builder: Builder, x: Value) -> Value:
+    """x; a constant of integers or truth values as floating numbers, for nodes that compute with it."""
+    tensor = builder.tensor(x)
+    return x if tensor is None or tensor.is_floating_point() else builder.constant(tensor.double())
+
+
 @aten_op("add.Tensor", "add.Scalar")
 def _aten_add(builder: Builder, a: Value, b: Value | float, alpha: float = 1) -> Value:
     other = as_value(builder, b)

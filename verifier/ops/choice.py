@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Value
+from verifier.ops.arithmetic import as_numbers
 from verifier.ops.movement import broadcast, joint_shape
 
 
@@ -84,4 +85,5 @@ def _decided(c: Interval) -> tuple[Tensor, Tensor]:
 def choice(builder: Builder, condition: Value, a: Value, b: Value) -> Value:
     """a where the condition (0 or 1) holds, else b, with numpy's broadcasting."""
     shape = joint_shape(*[builder.shape(x) for x in (condition, a, b)])
-    return builder.add(Choice(), *[broadcast(builder, x, shape) for x in (condition, a, b)])
+    numbers = [as_numbers(builder, x) for x in (condition, a, b)]
+    return builder.add(Choice(), *[broadcast(builder, x, shape) for x in numbers])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from verifier.graph import Builder, Elementwise, Interval, Parameter, Relaxation, Value
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op, unary_op
-from verifier.ops.arithmetic import add, as_value, scale_shift, subtract
+from verifier.ops.arithmetic import add, as_numbers, as_value, scale_shift, subtract
 from verifier.ops.integers import integral, whole
 from verifier.ops.movement import broadcast, joint_shape, reshape
 from verifier.ops.piecewise_linear import absolute, clip, piecewise_linear, relu
@@ -151,12 +151,7 @@ def _xor(builder: Builder, node: OnnxNode) -> Value:
 
 
 def _truths(builder: Builder, node: OnnxNode) -> Sequence[Value]:
-    """Both arguments; constant ones are made numbers."""
-    found = []
-    for x in (node.required(0), node.required(1)):
-        tensor = builder.tensor(x)
-        found.append(x if tensor is None else builder.constant(tensor.double()))
-    return found
+    return [as_numbers(builder, node.required(i)) for i in (0, 1)]
 
 
 @onnx_op("OneHot", note="constant depth and values; whole indices")

@@ -199,7 +199,7 @@ def integral(builder: Builder, x: Value) -> bool:
         return known[x]
 
     def _made_whole(op: Op, arguments: Sequence[Value]) -> bool:
-        if isinstance(op, Integral | Truncate):
+        if isinstance(op, Integral | Stored):
             return True
         if isinstance(op, ScaleShift):
             tensors = [t for t in (op.scale, op.shift) if t is not None]
@@ -209,7 +209,7 @@ def integral(builder: Builder, x: Value) -> bool:
     return visit(x)
 
 
-_KEEPS = (Add, Concat, Maximum, Pad, Permute, Product, Relu, Reshape, Square, Stored, Sum, Take)
+_KEEPS = (Add, Concat, Maximum, Pad, Permute, Product, Relu, Reshape, Square, Sum, Take)
 """Operators that make whole numbers of whole numbers."""
 
 
@@ -222,7 +222,7 @@ def whole(builder: Builder, x: Value) -> Value:
     copied = x
     while isinstance(builder.made_by(copied)[0], Reshape | Permute | Take):
         copied = builder.made_by(copied)[1][0]
-    if builder.tensor(x) is not None or isinstance(builder.made_by(copied)[0], Integral | Truncate):
+    if builder.tensor(x) is not None or isinstance(builder.made_by(copied)[0], Integral | Stored):
         return x
     return builder.add(Integral(), x)
 
@@ -231,9 +231,10 @@ def truncated(builder: Builder, x: Value, bits: int) -> Value:
     """x as an integer of so many bits, as casts round: towards zero."""
     if not integral(builder, x):
         return builder.add(Truncate(bits), x)
-    return whole(builder, x if bits == WIDEST else stored(builder, x, bits))
+    return x if bits == WIDEST else stored(builder, x, bits)
 
 
 def stored(builder: Builder, x: Value, bits: int) -> Value:
-    """x, a whole number, as what is left of it in an integer of so many bits."""
-    return builder.add(Stored(bits), x) if builder.is_variable(x) and integral(builder, x) else x
+    """x, a variable and a whole number, as what is left of it in an integer of so many bits."""
+    op = builder.made_by(x)[0]
+    return x if isinstance(op, Stored) and op.bits <= bits else builder.add(Stored(bits), x)

@@ -11,7 +11,7 @@ import torch
 from verifier.graph import Builder, Value
 from verifier.graph.registry import OnnxNode, Unsupported, aten_op, onnx_op
 from verifier.ops.comparison import truth
-from verifier.ops.integers import BITS, integral, truncated
+from verifier.ops.integers import BITS, truncated
 from verifier.ops.movement import permute, reshape
 
 FLOAT, DOUBLE = 1, 11
@@ -64,7 +64,7 @@ def _dropout(builder: Builder, node: OnnxNode) -> Value:
     return node.required(0)
 
 
-@onnx_op("Cast", note="to float, double, bool and signed integers, except on constants")
+@onnx_op("Cast", "CastLike", note="to float, double, bool and signed integers, except on constants")
 def _cast(builder: Builder, node: OnnxNode) -> Value:
     to = node.attributes.get("to")
     if to in BITS:
@@ -74,20 +74,6 @@ def _cast(builder: Builder, node: OnnxNode) -> Value:
     if to not in (FLOAT, DOUBLE):
         raise Unsupported(f"a cast to {_type_name(to)} of a value that depends on the network's input")
     return node.required(0)
-
-
-@onnx_op("CastLike", note="like a constant, except on constants")
-def _cast_like(builder: Builder, node: OnnxNode) -> Value:
-    like = builder.tensor(node.required(1))
-    if like is None:
-        if integral(builder, node.required(1)):
-            raise Unsupported("a cast to the type of a value that depends on the network's input")
-        return node.required(0)
-    if like.dtype == torch.bool:
-        return truth(builder, node.required(0))
-    if like.is_floating_point():
-        return node.required(0)
-    return truncated(builder, node.required(0), min(BITS.values()))  # which of them is not known any more
 
 
 def _type_name(number: int | None) -> str:
