@@ -100,7 +100,7 @@ def _attribute(node: onnx.NodeProto) -> int:
             return attribute.i
         if attribute.name == "value":
             return attribute.t.data_type
-        if attribute.name.startswith("value_int"):
+        if attribute.name in ("value_int", "value_ints"):
             return 7
     return 1 if node.op_type in ("Constant", "ConstantOfShape") else 0
 
