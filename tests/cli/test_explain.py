@@ -16,7 +16,7 @@ Runner = Callable[..., Ran]
 
 
 def hard(folder: Path) -> Path:
-    """A query that twenty subdomains do not decide."""
+    """A query that five subdomains do not decide."""
     import numpy as np
 
     import verifier
@@ -35,7 +35,7 @@ def test_tables_advice_and_json(run: Runner, tmp_path: Path) -> None:
         "--timeout",
         10,
         "--max-domains",
-        20,
+        5,
         "--branching",
         "activation",
         "--no-attack",
@@ -61,7 +61,7 @@ def test_a_step_that_takes_too_long_costs_what_comes_after_it(
 
     monkeypatch.setattr(explain, "largest", lambda *_: time.sleep(60))
     out, began = tmp_path / "why.json", time.monotonic()
-    words = ("--timeout", 6, "--max-domains", 20, "--no-attack", "--no-progress", "--json", out)
+    words = ("--timeout", 6, "--max-domains", 5, "--no-attack", "--no-progress", "--json", out)
     ran = run("explain", DATA / "digits_mlp.onnx", hard(tmp_path), "--branching", "activation", *words)
     assert time.monotonic() - began < 7.5 and ran.code == 0
     assert "The time limit cut the measuring off" in ran.err

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from verifier.bounds.compute import compute_bounds
 from verifier.bounds.crown import Effort, inner_bounds
 from verifier.frontends import onnx as frontend
-from verifier.graph import Builder, Graph, Value
+from verifier.graph import Builder, Elementwise, Graph, Value
 from verifier.graph.graph import STAGES
 from verifier.ops.arithmetic import ScaleShift, add
 from verifier.ops.convolution import Conv, Window
@@ -23,7 +24,7 @@ from verifier.ops.reduction import Sum
 from verifier.ops.sigmoid import sigmoid, tanh
 from verifier.sets import Ball, Box
 from verifier.transforms import prepare as prepare_module
-from verifier.transforms.unbatch import unbatch
+from verifier.transforms.unbatch import leave_out_unread, unbatch
 
 STEPS, WIDTH = STAGES + 3, 3
 
@@ -165,3 +166,49 @@ def test_networks_of_all_families_stay_the_same(path: Path, monkeypatch: pytest.
     x = randn(3, *graph.nodes[graph.inputs[0]].shape)
     apart = unbatch(replace(graph))
     torch.testing.assert_close(apart.evaluate([x]), graph.evaluate([x]), rtol=1e-9, atol=1e-9)
+
+
+def wide(chosen: list[int]) -> Graph:
+    """Of a network with products, sums and tables of many elements the `chosen` outputs of 18."""
+    builder = Builder()
+    x = builder.input("x", (1, 4))
+    h = tanh(builder, builder.add(Linear(randn(6, 4), randn(6)), x))
+    head = reshape(builder, builder.add(Linear(randn(8, 6), randn(8)), h), (8,))
+    pairs = [take(builder, head, lambda t, k=k: t[[k, (k + 3) % 8, (k + 5) % 8, 2, 2]]) for k in (0, 1)]
+    product = multiply(builder, *pairs)
+    scaled = builder.add(
+        ScaleShift(randn(5, 3), randn(5, 1)),
+        reshape(builder, broadcast(builder, reshape(builder, product, (5, 1)), (5, 3)), (5, 3)),
+    )
+    summed = reshape(builder, builder.add(Sum((1,)), sigmoid(builder, scaled)), (5,))
+    every = builder.add(Concat(0), summed, sigmoid(builder, head), product)
+    last = take(builder, every, lambda t: t[torch.tensor(chosen)])
+    return builder.graph(builder.add(Linear(randn(1, len(chosen))), last))
+
+
+@pytest.mark.parametrize("chosen", [[0], [3, 3], [6], [14, 1], [17, 5, 0]])
+def test_what_nothing_reads_is_left_out(chosen: list[int]) -> None:
+    graph = wide(chosen)
+    small = leave_out_unread(graph)
+    x = randn(5, 1, 4)
+    assert torch.allclose(small.evaluate([x])[0], graph.evaluate([x])[0], atol=1e-12)
+    box = [Box(x - 0.1, x + 0.1)]
+    (before,), (after,) = (compute_bounds(g, box, "crown").outputs for g in (graph, small))
+    assert torch.allclose(before.lower, after.lower, atol=1e-9)
+    assert torch.allclose(before.upper, after.upper, atol=1e-9)
+
+    def curved(g: Graph) -> int:
+        return sum(
+            g.nodes[i].numel for i in g.ancestors(g.outputs[0]) if isinstance(g.nodes[i].op, Elementwise)
+        )
+
+    assert curved(small) < 0.75 * curved(graph)
+
+
+def test_a_network_of_which_all_is_read_stays_as_it_is() -> None:
+    graph = wide(list(range(18)))
+    assert leave_out_unread(graph) is graph
+    builder = Builder()
+    x = builder.input("x", (4,))
+    affine = builder.graph(take(builder, builder.add(Linear(randn(6, 4)), x), lambda t: t[:1]))
+    assert leave_out_unread(affine) is affine

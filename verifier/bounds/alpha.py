@@ -35,7 +35,7 @@ OWN, SHARED = 12, 5
 """Tensors of the size of all coefficients that one iteration keeps alive: with slopes for every row (the
 slope, its best, gradient, moments, saved values), and with slopes shared by the neurons of a node."""
 
-FEW_PAIRS = 32
+FEW_PAIRS = 200
 """Pairs of a bounded and an elementwise node up to which inner neurons have slopes of their own. Beyond they cost twice
 the time and gain little: nothing where states depend on one element of the last, a hundredth in attention."""
 

@@ -16,7 +16,11 @@ from verifier.frontends.onnx import OnnxModel, intermediate, made_by
 from verifier.graph import Graph
 
 if TYPE_CHECKING:
+    import onnx
     import onnxruntime
+
+SCALES = (1.0, 0.1, 0.01)
+"""Sizes of the random points that are compared, one after the other while values overflow."""
 
 
 @functools.lru_cache(maxsize=8)
@@ -96,16 +100,36 @@ def _run(
 def check(model: OnnxModel, samples: int = 4, seed: int = 0) -> None:
     """Compare the graph, kept inner values included, with onnxruntime on random points.
 
-    The tolerance is that of `disagreements`. Raises ModelError that names the first differing node.
+    The tolerance is that of `disagreements`; where onnxruntime overflows inside, points nearer to 0 are taken. Raises
+    ModelError that names the first differing node.
     """
-    points = random_points(model, samples, seed)
+    for scale in SCALES:
+        points = [(scale * p).astype(p.dtype) for p in random_points(model, samples, seed)]
+        name = _differing(model, points)
+        if name is None:
+            return
+        if scale == SCALES[-1] or not _overflows(model, points):
+            raise ModelError(_explain(model, points, name))
+
+
+def _differing(model: OnnxModel, points: list[np.ndarray]) -> str | None:
+    """An output or a kept value that differs."""
     names, theirs = [*model.outputs, *model.kept], run(model, points)
     if model.kept:
         theirs += run_inner(model, points, list(model.kept))
     graph = replace(model.graph, outputs=(*model.graph.outputs, *model.kept.values()))
     for name, worst in _differences(model, graph, points, names, theirs):
         if worst > 1 and not _cancels(model, points, name, theirs[names.index(name)]):
-            raise ModelError(_explain(model, points, name))
+            return name
+    return None
+
+
+def _overflows(model: OnnxModel, points: list[np.ndarray]) -> bool:
+    """Whether values inside of onnxruntime are not finite: a logarithm of what was too small for a float, say."""
+    try:
+        return not all(np.isfinite(t).all() for t in _all_values(model, points)[2])
+    except (ModelError, ValueError, RuntimeError):
+        return False
 
 
 def _cancels(model: OnnxModel, points: list[np.ndarray], output: str, theirs: np.ndarray) -> bool:
@@ -148,27 +172,34 @@ def _differences(
     return list(zip(names, disagreements(graph, exact, values, eps), strict=True))
 
 
-def _explain(model: OnnxModel, points: list[np.ndarray], output: str) -> str:
-    """Which node differs first: found by exposing every value of the model."""
+def _all_values(
+    model: OnnxModel, points: list[np.ndarray]
+) -> tuple[tuple[tuple[str, ...], Graph], dict[str, onnx.NodeProto], list[np.ndarray]]:
+    """Names and graph of the values that depend on the input, the nodes that make them, and those in onnxruntime."""
     import onnx
 
     names, graph = intermediate(model)
     proto = onnx.ModelProto()
     proto.ParseFromString(model.data)
     makers = {o: n for n in proto.graph.node for o in n.output}
+    makers = {n: makers[n] for n in names if n in makers}
     del proto.graph.output[:]
-    names_kept = [n for n in names if n in makers]
-    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in names_kept)
+    proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in makers)
+    theirs = _run(_session(proto.SerializeToString(), model.source), model, points, list(makers))
+    return (names, graph), makers, theirs
+
+
+def _explain(model: OnnxModel, points: list[np.ndarray], output: str) -> str:
+    """Which node differs first: found by exposing every value of the model."""
     advice = "The import is wrong, which is a bug of verifier: please report it with the model."
     head = f"The imported network {model.source} disagrees with onnxruntime on random inputs"
     try:
-        theirs = _run(_session(proto.SerializeToString(), model.source), model, points, names_kept)
-        ours = dict(_differences(model, graph, points, names, _aligned(names, names_kept, theirs)))
+        (names, graph), makers, theirs = _all_values(model, points)
+        ours = dict(_differences(model, graph, points, names, _aligned(names, list(makers), theirs)))
     except (ModelError, ValueError, RuntimeError):
         return f"{head}, at the output {output!r}. {advice}"
-    for name in names_kept:
+    for name, node in makers.items():
         if ours.get(name, 0.0) > 1:
-            node = makers[name]
             return f"{head}, first at node {node.name or '(no name)'!r} ({node.op_type}), value {name!r}. {advice}"
     return f"{head}, at the output {output!r}, although each node agrees: a fusion after the import is wrong. {advice}"
 

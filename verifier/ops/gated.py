@@ -61,7 +61,7 @@ class Gated(Elementwise):
 
     gate: Univariate
     other: Univariate | None = None
-    stride = 0.1  # a slope is good in a small part of the range that McCormick's planes span
+    stride = 0.25  # a slope is good in a small part of the range that McCormick's planes span
 
     def tensors(self) -> Iterator[Tensor]:
         yield from self.gate.tensors()

@@ -16,7 +16,7 @@ from verifier.transforms.gates import join_gates
 from verifier.transforms.pairs import carry_differences
 from verifier.transforms.parallel import parallel
 from verifier.transforms.quotients import bound_quotients
-from verifier.transforms.unbatch import unbatch
+from verifier.transforms.unbatch import leave_out_unread, unbatch
 
 
 def prepare(
@@ -28,7 +28,7 @@ def prepare(
     the cost of what would be lost with them. Affine operators are not fused: `fold` does that.
     Recurrences with a cheaper parallel form take it, unless they are to stay `recurrent`.
     """
-    graph = write_out(center_means(graph, points) if points else graph)
+    graph = leave_out_unread(write_out(center_means(graph, points) if points else graph))
     graph = bound_deviations(bound_quotients(graph), points)
     recurrences = () if recurrent else (parallel,)
     for change in (share_relus, *recurrences, fuse, join_gates, unbatch, carry_differences):

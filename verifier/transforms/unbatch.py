@@ -1,9 +1,11 @@
-"""Computing what a long recurrence reads token by token as one node per token.
+"""Computing only what is read, and what a long recurrence reads token by token as one node per token.
 
-Networks compute keys, values and gates of all tokens at once, and step t reads its part. A backward pass from a state
-then carries rows over all tokens through nodes of which it needs a few, and the work grows with the square of their
-number. Here every such value is split into its smallest parts that are read, back to the inputs; elements that nothing
-reads are left out.
+A property often asks for few elements of a large output; bounding the others takes the time and the memory that those
+which count could have. Here elements that nothing reads are left out, back to the inputs.
+
+Recurrent networks compute keys, values and gates of all tokens at once, and step t reads its part. A backward pass
+from a state then carries rows over all tokens through nodes of which it needs a few, and the work grows with the square
+of their number. Here every such value is split into its smallest parts that are read, too.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ from verifier.ops.linear import Linear
 from verifier.ops.movement import Concat, Take, reshape
 from verifier.ops.reduction import Sum
 
+MOST_READ = 0.75
+"""Elements of elementwise operators that nothing reads are left out where these are no more than so many of them."""
+
 
 class Part(NamedTuple):
     """One part of a node's value: the flat positions that it reads of some arguments, sorted and different, and how it
@@ -40,20 +45,33 @@ def unbatch(graph: Graph) -> Graph:
     long recurrence. Graph inputs and outputs keep their places."""
     if not graph.long:
         return graph
-    parts = _partition(graph)
+    parts = _partition(graph, apart=True)
     return _Assembly(graph, parts).graph() if any(p for p in parts if p) else graph
 
 
-class _Labels:
-    """Which part of a value each element is in: elements that all requests so far treat alike have one label."""
+def leave_out_unread(graph: Graph) -> Graph:
+    """An equal graph without the elements that nothing reads, where that are many; the same graph otherwise. Graph
+    inputs and outputs keep their places."""
+    parts = _partition(graph, apart=False)
+    read = whole = 0
+    for node, own in zip(graph.nodes, parts, strict=True):
+        if isinstance(node.op, Elementwise):
+            whole += node.numel
+            read += 0 if own is None else sum(len(index) for index, _ in own) if own else node.numel
+    return graph if not whole or read > MOST_READ * whole else _Assembly(graph, parts).graph()
 
-    def __init__(self, size: int) -> None:
+
+class _Labels:
+    """Which part of a value each element is in: elements that all requests so far treat alike have one label, and all
+    that are read where parts are not kept `apart`."""
+
+    def __init__(self, size: int, apart: bool) -> None:
         self.of = torch.zeros(size, dtype=torch.int64)
         self.asked = torch.zeros(size, dtype=torch.bool)
-        self._next = 1
+        self._apart, self._next = apart, 1
 
     def ask(self, index: Tensor) -> None:
-        if len(index) < len(self.of):
+        if self._apart and len(index) < len(self.of):
             found, inverse = self.of[index].unique(return_inverse=True)
             self.of[index] = inverse + self._next
             self._next += len(found)
@@ -70,10 +88,10 @@ class _Labels:
 Parts = list[tuple[Tensor, Part]]
 
 
-def _partition(graph: Graph) -> list[Parts | None]:
-    """Per node its parts: where they are and how they are made; none where it stays whole, None where nothing reads
-    it."""
-    labels = [_Labels(node.numel) for node in graph.nodes]
+def _partition(graph: Graph, apart: bool) -> list[Parts | None]:
+    """Per node its parts, or one of all that is read where these are not kept `apart`: where they are and how they are
+    made; none where it stays whole, None where nothing reads it."""
+    labels = [_Labels(node.numel, apart) for node in graph.nodes]
     found: list[Parts | None] = [None for _ in graph.nodes]
     for i in graph.outputs:
         labels[i].ask(torch.arange(graph.nodes[i].numel))
@@ -88,7 +106,8 @@ def _partition(graph: Graph) -> list[Parts | None]:
             continue
         if len(wanted) <= MANY and (i in graph.outputs or sum(len(w) for w in wanted) == node.numel):
             wanted = [torch.arange(node.numel)]
-        picks = isinstance(node.op, Affine) and node.op.exact and not node.op.elementwise
+        moves = isinstance(node.op, Affine) and node.op.exact and not node.op.elementwise
+        picks = moves if apart else isinstance(node.op, Take)
         made = _split(graph, node, wanted) if len(wanted[0]) < node.numel or picks else None
         if made is None:
             for j in node.inputs:
