@@ -212,3 +212,11 @@ def test_a_network_of_which_all_is_read_stays_as_it_is() -> None:
     x = builder.input("x", (4,))
     affine = builder.graph(take(builder, builder.add(Linear(randn(6, 4)), x), lambda t: t[:1]))
     assert leave_out_unread(affine) is affine
+
+
+def test_what_is_asked_for_by_name_stays_whole() -> None:
+    graph = wide([6])
+    kept = {n.name for n in leave_out_unread(graph).nodes}
+    name = next(n.name for n in graph.nodes if isinstance(n.op, Elementwise) and n.name not in kept)
+    prepared = prepare_module.prepare(graph, names=[name])
+    assert prepared.nodes[prepared.by_name[name]].shape == graph.nodes[graph.by_name[name]].shape

@@ -28,10 +28,10 @@ def prepare(
     the cost of what would be lost with them. Affine operators are not fused: `fold` does that.
     Recurrences with a cheaper parallel form take it, unless they are to stay `recurrent`.
     """
-    graph = leave_out_unread(write_out(center_means(graph, points) if points else graph))
+    graph = write_out(center_means(graph, points) if points else graph)
     graph = bound_deviations(bound_quotients(graph), points)
     recurrences = () if recurrent else (parallel,)
-    for change in (share_relus, *recurrences, fuse, join_gates, unbatch, carry_differences):
+    for change in (leave_out_unread, share_relus, *recurrences, fuse, join_gates, unbatch, carry_differences):
         changed = change(graph)
         if {node.name for node in changed.nodes}.issuperset(names):
             graph = changed
